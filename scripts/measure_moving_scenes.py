@@ -33,6 +33,10 @@ from tide.scenes.scene import ATTRIBUTES, CONCEPTS
 Features = tuple[Tensor, Tensor, bool]
 #: Concepts whose masks are measured; "object" is whatever class it has.
 MEASURED = ("object", "shadow", *ATTRIBUTES["class"], *ATTRIBUTES["colour"], *ATTRIBUTES["ground"])
+#: What a TIDE's latents are compared with: neurons, principal components, latents of an autoencoder with random
+#: directions, and how often the other clips show each concept at the token's place, which no activation is needed for.
+BASELINES = ("neuron", "pca", "random", "place")
+STEPS = 300
 #: Rows that the random autoencoder is calibrated on.
 FITTED = 16_384
 
@@ -45,7 +49,7 @@ class Sizes:
     chosen: int = 40
     measured: int = 40
     timesteps: int = 3
-    steps: int = 300
+    steps: int = STEPS
     n_latents: int = 1536
     k: int = 32
     batch_tokens: int = 1024
@@ -76,36 +80,47 @@ def centres(maps: Tensor, columns: int = 8) -> Tensor:
 
 def following(maps: Tensor, masks: Tensor) -> float:
     """How closely the centre of a map follows that of the mask over the frames of a clip: their correlation over the
-    frames of all clips, each centre as its distance from its mean in its clip."""
-    found, wanted = centres(maps), centres(masks.float())
-    usable = found.isfinite() & wanted.isfinite()
-    pairs = []
-    for a, b, both in zip(found, wanted, usable, strict=True):
-        if both.sum() > 1:
-            pairs.append(torch.stack([a[both] - a[both].mean(), b[both] - b[both].mean()]))
-    return float(torch.corrcoef(torch.cat(pairs, 1))[0, 1]) if pairs else 0.0
+    frames of all clips, each centre as its distance from its mean in its clip. In a frame whose map is zero, the centre
+    counts as at its mean."""
+    shown = masks.any(-1)
+    found, wanted = (_from_mean(centres(x.float()), shown)[shown] for x in (maps, masks))
+    scale = found.norm() * wanted.norm()
+    return float(found @ wanted / scale) if scale > 0 else 0.0
+
+
+def _from_mean(centre: Tensor, shown: Tensor) -> Tensor:
+    known = centre.isfinite() & shown
+    mean = torch.where(known, centre, 0.0).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(known, centre - mean, 0.0)
 
 
 def features_of(
     model: TIDE, first: Annotated, second: Annotated, batches: list[ActivationBatch]
 ) -> dict[str, Features]:
-    """Those of the model and of what it must beat."""
+    """Those of the model and of :data:`BASELINES`."""
     some = ActivationBatch.cat(batches).take(slice(FITTED))
     pca = PCA.fit(batches)
     frozen = random_autoencoder(model, some.x.float(), some.position)
     raw = [data.x.mean(0).flatten(0, 1) for data in (first, second)]
+    often = torch.stack([first.masks[concept].float().mean(0) for concept in shown_in(first, second)], dim=1)
     return {
         "tide": (mean_latents(model, first), mean_latents(model, second), False),
         "neuron": (*raw, True),
         "pca": (*(pca.coordinates(x) for x in raw), True),
         "random": (mean_latents(frozen, first), mean_latents(frozen, second), False),
+        "place": (*(often.repeat(data.x.shape[1], 1) for data in (first, second)), False),
     }
+
+
+def shown_in(*parts: Annotated) -> list[str]:
+    """Those of :data:`MEASURED` that each of the parts shows."""
+    return [concept for concept in MEASURED if all(bool(data.masks[concept].any()) for data in parts)]
 
 
 def figures(found: Features, first: Annotated, second: Annotated, moves: Tensor, n_frames: int) -> dict[str, Any]:
     """Concept -> AUROC and IoU of the best feature on held-out clips; for the object also how closely its map follows
     it in the clips where it ``moves``."""
-    concepts = [c for c in MEASURED if bool(first.masks[c].any()) and bool(second.masks[c].any())]
+    concepts = shown_in(first, second)
     (chosen, held_out, signed), masks = found, [data.flat_masks(concepts) for data in (first, second)]
     best = find_concepts(concepts, (chosen, masks[0]), (held_out, masks[1]), signed=signed)
     out: dict[str, Any] = {
@@ -117,18 +132,6 @@ def figures(found: Features, first: Annotated, second: Annotated, moves: Tensor,
     above = (values - each.threshold).clamp(min=0)[moves]
     mask = second.masks["object"].unflatten(1, (n_frames, -1))[moves]
     out["object"]["follows"] = round(following(above, mask), 4)
-    return out
-
-
-def place_alone(first: Annotated, second: Annotated) -> dict[str, Any]:
-    """What is known without looking at the clip: how often a token shows the concept in other clips."""
-    out = {}
-    for concept in (c for c in MEASURED if bool(first.masks[c].any()) and bool(second.masks[c].any())):
-        often = [first.masks[concept].float().mean(0).expand(len(data.masks[concept]), -1) for data in (first, second)]
-        masks = [data.masks[concept].reshape(-1, 1) for data in (first, second)]
-        columns = [x.reshape(-1, 1) for x in often]
-        best = find_concepts([concept], (columns[0], masks[0]), (columns[1], masks[1]), signed=False)[concept]
-        out[concept] = {"auroc": round(best.auroc, 4), "iou": round(best.iou, 4)}
     return out
 
 
@@ -149,7 +152,7 @@ def measure(adapter: Adapter, block: int, out: Path, sizes: Sizes | None = None,
     n_frames = int(adapter.transformer.config.video_length)
     of = features_of(model, first, second, batches)
     table = {name: figures(found, first, second, moves, n_frames) for name, found in of.items()}
-    return {"block": block, **table, "place": place_alone(first, second)}
+    return {"block": block, **table}
 
 
 def main() -> None:
@@ -157,7 +160,7 @@ def main() -> None:
     parser.add_argument("--pipeline", type=Path, default=Path("runs/moving-scenes/final"))
     parser.add_argument("--out", type=Path, default=Path("runs/moving-scenes/measured"))
     parser.add_argument("--blocks", type=int, nargs="+", default=[10, 11], help="even: of a frame, odd: over frames")
-    parser.add_argument("--steps", type=count, default=Sizes.steps)
+    parser.add_argument("--steps", type=count, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with told():

@@ -29,6 +29,8 @@ from tide.scenes.video import build_video_pipeline
 
 STEPS = 700
 SCENES = 2_000
+SAVED_EVERY = 100
+DRAWING_STEPS = 20
 #: Tokens that a LattePipeline pads prompts to.
 LENGTH = 120
 #: Tokens of a prompt that is drawn alone, to which the negative prompt beside it is cut.
@@ -65,7 +67,8 @@ def predicted(
     ``alone [B]`` says which of them it draws alone.
 
     A LattePipeline cuts the padding off a prompt that it draws alone. Of several prompts it sets the padding, up to 120
-    tokens, to zero, and the transformer attends to it. The negative prompt keeps what the text encoder makes of it. As a row's padding tokens are equal, attending to n of them is attending to one with log n added to its score; so
+    tokens, to zero, and the transformer attends to it. The negative prompt keeps what the text encoder makes of it. As
+    a row's padding tokens are equal, attending to n of them is attending to one with log n added to its score; so
     captions are padded little here, and a bias stands for the rest.
     """
     tokens = tokenizer([*captions], padding=True, return_tensors="pt")
@@ -130,31 +133,43 @@ def train(
         return latents[rows], [_draw_caption(items[i], rng) for i in rows]
 
     parts = Parts(pipe.tokenizer, pipe.text_encoder, pipe.transformer)
-    average = fit_transformer(parts, pipe.vae, draw, work, seed, steps, lr, every=100, kind=LATTE)
+    average = fit_transformer(parts, pipe.vae, draw, work, seed, steps, lr, every=SAVED_EVERY, kind=LATTE)
     save_pipeline(pipe.vae, average, parts.tokenizer, out, LattePipeline)
     return load_trained(out)
 
 
 def load_trained(path: Path) -> LattePipeline:
     """What :func:`train` has written, in float32."""
+    if not (path / "model_index.json").is_file():
+        raise TideError(f"{path} holds no pipeline; run `python scripts/train_moving_scenes.py`")
     pipe = LattePipeline.from_pretrained(path).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def draw_clips(
-    pipe: LattePipeline, captions: Sequence[str], *, seed: int = 0, n_steps: int = 20, guidance_scale: float = 2.0
+    pipe: LattePipeline,
+    captions: Sequence[str],
+    *,
+    seed: int = 0,
+    n_steps: int | None = None,
+    guidance_scale: float = 2.0,
 ) -> Tensor:
-    """Clips ``[n, 3, F, 64, 64]`` in [-1, 1], drawn in batches of 16."""
+    """Clips ``[n, 3, F, 64, 64]`` in [-1, 1], drawn in batches of 16; the seed of each is ``seed`` plus its place."""
     found = []
     for first in range(0, len(captions), 16):
         part = list(captions[first : first + 16])
         generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(part))]
         size = {"height": 64, "width": 64, "video_length": int(pipe.transformer.config.video_length)}
         drawn = pipe(
-            part, num_inference_steps=n_steps, guidance_scale=guidance_scale, generator=generators, output_type="pt",
-            clean_caption=False, **size,
-        ).frames  # fmt: skip
+            part,
+            num_inference_steps=n_steps or DRAWING_STEPS,
+            guidance_scale=guidance_scale,
+            generator=generators,
+            output_type="pt",
+            clean_caption=False,
+            **size,
+        ).frames
         found.append(drawn.transpose(1, 2) * 2 - 1)
     return torch.cat(found)
 
