@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from math import prod
-from operator import attrgetter
 from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers.families import FAMILIES, STEPS, adapter, draw, hooks_of, pipeline
+from tests.helpers.families.parts_inputs import (
+    each_family,
+    latents_of,
+    modulated,
+    n_tokens,
+    pictures_of,
+    size_of,
+    text_of,
+)
 from tide.activations import ActivationBatch, collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.adapters.standins import listened
@@ -20,49 +27,17 @@ from tide.interpretation.trajectory import record_trajectory
 from tide.sae import TIDE
 from tide.training import ProgressiveK, TrainConfig, Trainer, build_model
 
-#: Families that go through all tests by default: the others do in ``make test-slow``.
-THOROUGH = ("flux", "lumina2", "pixart", "wan")
 #: The tests that all families go through by default.
 QUICK = ("test_image_tokens_of_every_block", "test_modulation_equals_the_blocks_own_norm", "test_no_op_edits")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    quick = metafunc.function.__name__ in QUICK
-    marks = {name: [] if quick or name in THOROUGH else [pytest.mark.slow] for name in FAMILIES}
-    metafunc.parametrize("name", [pytest.param(name, marks=marks[name]) for name in FAMILIES])
-
-
-def size_of(name: str) -> tuple[int, ...]:
-    """Of the latents, behind their channels."""
-    own, family = adapter(name), FAMILIES[name]
-    frames = () if family.frames is None else (own.latent_frames(family.frames),)
-    return *frames, *(side // own.pixels_per_latent for side in family.size)
-
-
-def latents_of(name: str, n: int = 2) -> torch.Tensor:
-    shape = (n, adapter(name).latent_channels, *size_of(name))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
-
-
-def n_tokens(name: str) -> int:
-    return prod(FAMILIES[name].grid)
-
-
-def pictures_of(name: str) -> torch.Tensor:
-    """Two images, or clips of a video family, or sounds."""
-    family = FAMILIES[name]
-    frames = () if family.frames is None else (family.frames,)
-    channels = 2 if adapter(name).draws == "audio" else 3
-    return torch.rand(2, channels, *frames, *family.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    each_family(metafunc, QUICK)
 
 
 def n_rows(name: str) -> int:
     """Rows of a step of a guided run: of models that are distilled for guidance the prompts' alone."""
     return 2 if adapter(name).spec.guidance == "none" else 4
-
-
-def text_of(name: str) -> dict[str, torch.Tensor]:
-    return adapter(name).encode_prompts(FAMILIES[name].prompts, FAMILIES[name].arguments.get("max_sequence_length"))
 
 
 def calls_of(name: str, **kwargs) -> list[tuple[tuple, dict, torch.Tensor]]:
@@ -215,37 +190,12 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
         with pytest.raises(TideError, match=r"(is|are) not modulated"):
             own.modulation(0, chunk)
         return
-    for index, block in enumerate(own.blocks):
-        norms = family.norms_of(block)
-        norm, reader = (attrgetter(path)(block) for path in norms.get(chunk, norms["msa"]))
-        seen: dict[str, Any] = {}
-        hooks = [
-            # The first time: a norm and a feed-forward may run on the text as well, behind the image.
-            norm.register_forward_hook(
-                lambda _m, _a, output, seen=seen: seen.update(normed=seen.get("normed", output))
-            ),
-            reader.register_forward_pre_hook(
-                lambda _m, args, kwargs, seen=seen: seen.update(
-                    read=seen.get("read", args[0] if args else kwargs["hidden_states"])
-                ),
-                with_kwargs=True,
-            ),
-        ]
-        with torch.no_grad(), tap(own, {index: lambda x, call, seen=seen: seen.update(call=call)}):
-            own.denoise(latents_of(name), torch.tensor([900, 40]), text_of(name))
-        for hook in hooks:
-            hook.remove()
-        call, modulation = seen["call"], own.modulation(index, chunk)
-        torch.testing.assert_close(call.timestep, torch.tensor([900.0, 40.0]), rtol=1e-4, atol=1e-3)
-        assert modulation.config.conditioned == (call.conditioning is not None)
-        with torch.no_grad():
-            scale, shift = modulation(call.timestep, call.conditioning)
-        read = seen["read"].flatten(2).transpose(1, 2) if seen["read"].ndim == 4 else seen["read"]
-        n_parts = len(seen["normed"]) // len(scale)  # the rows may be frames of a clip
-        rows_scale, rows_shift = (each.repeat_interleave(n_parts, 0)[:, None] for each in (scale, shift))
-        expected = seen["normed"] * (1 + rows_scale) + rows_shift
-        read = read[:, -expected.shape[1] :]  # it may be read behind the text
-        torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-4)
+    for index in range(own.n_blocks):
+        found = modulated(own, name, index, chunk)
+        scale, shift, modulation = found.scale, found.shift, own.modulation(index, chunk)
+        torch.testing.assert_close(found.call.timestep, torch.tensor([900.0, 40.0]), rtol=1e-4, atol=1e-3)
+        assert modulation.config.conditioned == (found.call.conditioning is not None)
+        torch.testing.assert_close(found.read, found.expected, rtol=1e-4, atol=1e-4)
         assert (scale - scale.flip(0)).abs().max() + (shift - shift.flip(0)).abs().max() > 1e-3
         if index:
             following = own.modulation(index - 1, chunk, next_block=True)

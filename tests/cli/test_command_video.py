@@ -37,8 +37,8 @@ def trained(folder):
     """Collected from the clips and trained."""
     common = ["--pipeline", folder / "wan"]
     commands = [
-        ["collect", *common, "--data", folder / "clips", "--size", SIZE, "--block", 1, "--token-fraction", 1, "--hold-out", 0,
-         "--out", folder / "acts"],
+        ["collect", *common, "--data", folder / "clips", "--size", SIZE, "--block", 1, "--token-fraction", 1,
+         "--hold-out", 0, "--out", folder / "acts"],
         ["train", *common, "--store", folder / "acts", *SMALL, "--steps", 20,
          "--out", folder / "sae"],
     ]  # fmt: skip
@@ -57,8 +57,8 @@ def test_the_store_holds_the_tokens_of_frames_rows_and_columns(folder, trained):
 def test_an_edit_writes_clips_that_move(folder, trained, cli):
     out = folder / "edit"
     found = cli(
-        "edit", "--pipeline", folder / "wan", "--sae", trained, "--prompt", "a red cube", "--erase-top", 4, "--n-steps", 2,
-        "--size", SIZE, "--out", out,
+        "edit", "--pipeline", folder / "wan", "--sae", trained, "--prompt", "a red cube", "--erase-top", 4,
+        "--n-steps", 2, "--size", SIZE, "--out", out,
     )  # fmt: skip
     assert found.code == 0, found.err
     names = sorted(file.name for file in out.iterdir())
@@ -81,8 +81,8 @@ def test_a_mask_is_a_picture_for_all_frames_or_a_clip(folder, trained, cli, name
         clip_writer([each.convert("RGB") for each in (left, dark, dark, dark, dark)], ".gif")(folder / name)
     out = folder / f"masked-{name}"
     found = cli(
-        "edit", "--pipeline", folder / "wan", "--sae", trained, "--prompt", "a red cube", "--erase-top", 4, "--n-steps", 2,
-        "--size", SIZE, "--mask", folder / name, "--out", out,
+        "edit", "--pipeline", folder / "wan", "--sae", trained, "--prompt", "a red cube", "--erase-top", 4,
+        "--n-steps", 2, "--size", SIZE, "--mask", folder / name, "--out", out,
     )  # fmt: skip
     assert found.code == 0, found.err
     assert json.loads((out / "edit.json").read_text())["edits"]

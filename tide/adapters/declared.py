@@ -165,7 +165,8 @@ class DeclaredAdapter(Adapter):
         spec = self.spec.embedding
         if spec is None or isinstance(spec.conditioned, bool):
             return spec is not None and bool(spec.conditioned)
-        return bool(getattr(self.transformer, spec.conditioned, None))
+        found = reduce(lambda owner, name: getattr(owner, name, None), spec.conditioned.split("."), self.transformer)
+        return bool(found)
 
     def _embedding_module(self, spec: Embedding, block: int) -> nn.Module:
         module: nn.Module = at(self.blocks[block] if spec.of_block else self.transformer, spec.path)

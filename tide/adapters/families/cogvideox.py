@@ -41,6 +41,7 @@ class CogVideoXAdapter(DeclaredAdapter):
         ),
         embedding=Embedding("", embedder="time_embedding", conditioned="ofs_embedding", added="ofs_embedding"),
         text=Text(),
+        conditioning="an offset (1.5 from pictures), else none",
         guidance="unconditional, conditional",
         flow_matching=False,
         draws="videos",

@@ -34,6 +34,7 @@ class HiDreamAdapter(DeclaredAdapter):
             "", None, "t_embedder.time_proj", "t_embedder.timestep_embedder", conditioned=True, added="p_embedder"
         ),
         text=Text({"encoder_hidden_states_t5": 0, _LLAMA: 2, "pooled_embeds": 4}),
+        conditioning="pooled prompt",
         guidance="unconditional, conditional",
         width="inner_dim",
         sign=-1,

@@ -30,6 +30,7 @@ class HunyuanVideoAdapter(DeclaredAdapter):
             guidance=6.0,
             guidance_factor=1000,
         ),
+        conditioning="pooled prompt, embedded guidance",
         guidance="two calls",
         channels="out_channels",
         draws="videos",

@@ -33,6 +33,7 @@ class PRXAdapter(DeclaredAdapter):
         blocks=(Blocks("blocks", "image", "attention", None, linear="modulation.lin"),),
         embedding=_EMBEDDING,
         text=Text({"encoder_hidden_states": 0, "attention_mask": 1}, length="tokenizer_max_length"),
+        conditioning="size, in models that embed it",
         guidance="unconditional, conditional",
         width="hidden_size",
         timestep_unit=(0.0, 1 / 1000),
