@@ -7,10 +7,13 @@ pages are out of date, and exits with 1 if any is.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from families_report import RESULTS
 
 from tide.adapters.registry import specs
 from tide.adapters.spec import Blocks, Spec
@@ -137,6 +140,20 @@ def _notes() -> str:
     return "".join(f"- `{spec.family}`: {' '.join(spec.notes)}\n" for spec in specs() if spec.notes)
 
 
+def _last_run() -> str:
+    """The recorded outcomes of the behaviour suite, below a line that says of what."""
+    if not RESULTS.is_file():
+        return ""
+    run = json.loads(RESULTS.read_text())
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    rows = [
+        (f"`{name}`", f"{each['passed']}", f"{each['failed']}", f"{each['skipped']}", f"{each['seconds']:.0f}")
+        for name, each in run["families"].items()
+    ]
+    said = f"Commit {run['commit']}, {run['day']}, {versions}, on two cores.\n\n"
+    return said + table(("family", "passed", "failed", "skipped", "seconds"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": _short,
     "hooked": _hooked,
@@ -144,6 +161,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "supported": _supported,
     "refused": _refused,
     "notes": _notes,
+    "last run": _last_run,
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import families_report
 import families_table
 import pytest
 
@@ -30,3 +33,24 @@ def test_the_tables_name_every_family_and_every_pipeline():
 
 def test_models_are_named_for_every_family():
     assert all(spec.models for spec in specs())
+
+
+def test_the_last_run_of_the_suite_has_every_family_and_no_failure():
+    run = json.loads(families_report.RESULTS.read_text())
+    assert run["families"].keys() == {spec.family for spec in specs()}
+    assert not any(each["failed"] for each in run["families"].values())
+    assert "with changes" not in run["commit"]
+
+
+def test_outcomes_are_counted_by_family(tmp_path):
+    (tmp_path / "report.xml").write_text(
+        "<testsuites><testsuite>"
+        '<testcase name="test_a[flux]" time="1.5"/><testcase name="test_b[flux-msa]" time="0.5"/>'
+        '<testcase name="test_a[dit]" time="1"><skipped message="one image"/></testcase>'
+        '<testcase name="test_b[dit]" time="1"><failure message="x"/></testcase><testcase name="test_of_none"/>'
+        "</testsuite></testsuites>"
+    )
+    assert families_report.families_of(tmp_path / "report.xml") == {
+        "dit": {"passed": 0, "failed": 1, "skipped": 1, "seconds": 2.0, "reasons": ["one image"]},
+        "flux": {"passed": 2, "failed": 0, "skipped": 0, "seconds": 2.0, "reasons": []},
+    }

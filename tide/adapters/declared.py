@@ -357,6 +357,8 @@ class DeclaredAdapter(Adapter):
         height, width = (side // self.pixels_per_latent for side in own)
         if self.spec.draws == "images":
             return height, width
+        if self.spec.frames not in call:
+            raise TideError(f"{type(self.pipe).__name__} draws as many frames as it is given; say how many")
         return self.latent_frames(call[self.spec.frames].default), height, width
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:

@@ -86,8 +86,8 @@ def _of_squares(statistic: Any, latents: Tensor, square: tuple[int, int]) -> Ten
 
 def _statistic(vae: Any, name: str) -> Any:
     """Of each channel, where the VAE keeps it: in a buffer (LTX) or in its config."""
-    buffer = getattr(vae, name, None)
-    return buffer if isinstance(buffer, Tensor) else getattr(vae.config, name)
+    buffer = getattr(vae, "_buffers", {}).get(name)
+    return getattr(vae.config, name) if buffer is None else buffer
 
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:

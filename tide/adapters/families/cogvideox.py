@@ -64,6 +64,10 @@ class CogVideoXAdapter(DeclaredAdapter):
         n = super().latent_frames(frames)
         return n + -n % self._frames_per_token
 
+    def clip_frames(self, latent_frames: int) -> int:
+        n = latent_frames - (self._frames_per_token - 1)
+        return super().clip_frames(n) if n % 2 else n * self.frames_per_latent
+
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
         frames, _, *size = self.arguments(args, kwargs)["hidden_states"].shape[1:]
         return self.token_grid(frames, *size)
@@ -89,5 +93,4 @@ class CogVideoXAdapter(DeclaredAdapter):
         return torch.cat([latents[:, :, : -latents.shape[2] % self._frames_per_token], latents], dim=2)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        added = self._frames_per_token - 1 if latents.shape[2] % 2 == 0 else 0
-        return super().decode_latents(latents[:, :, added:])
+        return super().decode_latents(latents[:, :, self._frames_per_token - 1 :])
