@@ -15,7 +15,7 @@ from tide.adapters import adapter_for, tap
 from tide.editing import Steer, edit
 
 #: Pipelines of diffusers 0.42 that take the number and cannot draw several, without TIDE either.
-ONE_ONLY = ("cogvideox", "hunyuan_video15")
+ONE_ONLY = ("allegro", "cogvideox", "hunyuan_video15")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

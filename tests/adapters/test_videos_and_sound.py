@@ -29,25 +29,6 @@ def rows_of(name: str, **kwargs: Any) -> list[list[bool]]:
     return seen
 
 
-@pytest.mark.parametrize("name", ["hunyuan_video", "ltx2", "mochi", "stable_audio"])
-def test_two_clips_a_prompt(name):
-    """The rows of a prompt stand next to each other, and those of guidance before or behind all of them."""
-    argument = "num_waveforms_per_prompt" if name == "stable_audio" else "num_videos_per_prompt"
-    own, seen = adapter(name), []
-    options = {**FAMILIES[name].pixels, **FAMILIES[name].arguments, **FAMILIES[name].guided, argument: 2}
-    options["negative_prompt"] = ["a tree"] * 2
-    with tap(own, {0: lambda x, call: seen.append(call.conditional.tolist())}):
-        own.run_pipeline(
-            FAMILIES[name].prompts,
-            2,
-            options.pop("guidance_scale"),
-            [torch.Generator().manual_seed(i) for i in range(4)],
-            **options,
-        )
-    one_call = [False] * 4 + [True] * 4
-    assert seen == ([[True] * 4, [False] * 4] * 2 if own.spec.guidance == "two calls" else [one_call] * 2)
-
-
 @pytest.mark.parametrize("name", ["hunyuan_video", "mochi"])
 def test_a_picture_is_a_clip_of_one_frame(name):
     own = adapter(name)
