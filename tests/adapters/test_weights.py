@@ -187,8 +187,8 @@ def test_sizes_are_embedded_in_what_the_model_computes_in(alpha_with_sizes):
         (lambda linear: setattr(linear, "weight", nn.Parameter(linear.weight.to("meta"))), "not loaded"),
         (lambda linear: linear.weight.data.view(-1)[3].fill_(torch.nan), "are not finite"),
         (lambda linear: linear.bias.data.view(-1)[0].fill_(torch.inf), "are not finite"),
-        (lambda linear: vars(linear)["_parameters"].update(weight=Packed(linear.weight)), r"quantised .*\(Packed\)"),
-        (lambda linear: linear.register_parameter("weight", whole_numbers(linear.weight)), r"quantised .*int8"),
+        (lambda linear: vars(linear)["_parameters"].update(weight=Packed(linear.weight)), r"quantised.*\(Packed\)"),
+        (lambda linear: linear.register_parameter("weight", whole_numbers(linear.weight)), r"quantised.*int8"),
         (lambda linear: linear.register_parameter("weight", nn.Parameter(linear.weight.view(-1))), "a shard"),
         (lambda linear: vars(linear)["_parameters"].pop("weight"), "is a Linear, whose weights cannot be read"),
     ],
@@ -214,7 +214,13 @@ def test_weights_that_cannot_be_read_are_an_error_in_one_line(change, error, whi
 
 
 class Packed(nn.Parameter):
-    """As quantisers' own parameters are: not what they are named."""
+    """As quantisers' own parameters are: not what they are named, and of no use to a plain layer."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear:
+            raise NotImplementedError("linear")
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def whole_numbers(like: torch.Tensor) -> nn.Parameter:
