@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from torch import nn
+from diffusers.hooks import apply_group_offloading
+from torch import Tensor, nn
 
 from tests.helpers import quantised
 from tests.helpers.families import FAMILIES, draw, hooks_of, misfit, pipeline, prepared
 from tide.activations import collect
 from tide.adapters import adapter_for, tap
 from tide.adapters.quantised import dequantised, is_plain, measured
-from tide.adapters.weights import linear_of, present
+from tide.adapters.weights import linear_of
 from tide.editing import Erase, edit
 from tide.errors import TideError
 from tide.fingerprint import fingerprint
@@ -161,3 +162,177 @@ def test_the_fingerprint_is_of_the_quantised_weights(kind, tmp_path):
     bias = model.transformer_blocks[1].attn.to_q.bias
     bias.data.add_(1)
     assert fingerprint([model]) != found
+
+
+CPU = torch.device("cpu")
+OFFLOADS = {
+    "sequential": lambda model: cpu_offload(model, CPU),
+    "groups of blocks": lambda model: apply_group_offloading(model, CPU, offload_type="block_level", num_blocks_per_group=1),
+    "groups of leaves": lambda model: apply_group_offloading(model, CPU, offload_type="leaf_level"),
+}
+#: What accelerate itself cannot move: tensors whose class asks for more than their values.
+STUCK = ("GGUF, 8 bits", "bitsandbytes, 4 bits", "quanto, 8 bits")
+OFFLOADED = [*STUCK, "torchao, 8 bits", "bitsandbytes, 8 bits and inputs", "FLUX, float8", "an unknown one"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(kind, how) for kind in OFFLOADED for how in OFFLOADS if how != "sequential" or kind not in STUCK],
+)
+@torch.no_grad()
+def test_offloaded_and_quantised(kind, how, tmp_path):
+    pipe = quantised_pipeline("sd3", kind, tmp_path)
+    plain, expected = draw("sd3", pipe=pipe), adapter_for(pipe).modulation(1).state_dict()
+    OFFLOADS[how](pipe.transformer)
+    # Also in the middle of a run, which goes on as before.
+    with tap(adapter_for(pipe), {1: lambda x, call: adapter_for(pipe).modulation(2) and None}):
+        assert torch.equal(draw("sd3", pipe=pipe), plain)
+    for key, value in adapter_for(pipe).modulation(1).state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+    assert torch.equal(draw("sd3", pipe=pipe), plain)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_groups_of_torchaos_tensors_are_put_back_by_themselves(fails, tmp_path, monkeypatch):
+    """They hold several tensors each, of which ``data`` shows none."""
+    pipe, moves = quantised_pipeline("sd3", "torchao, 8 bits", tmp_path), []
+    OFFLOADS["groups of blocks"](pipe.transformer)
+    group = "diffusers.hooks.group_offloading.ModuleGroup"
+
+    def onload(self: Any) -> None:
+        moves.append("on")
+        if fails:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(f"{group}.onload_", onload)
+    monkeypatch.setattr(f"{group}.offload_", lambda self: moves.append("off"))
+    adapter_for(pipe).modulation(1)
+    assert moves == []  # all is on the device where it is to be
+    for module in pipe.transformer.modules():
+        if (registry := vars(module).get("_diffusers_hook")) is not None:
+            registry.get_hook("group_offloading").group.onload_device = torch.device("meta")
+    if fails:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            adapter_for(pipe).modulation(1)
+    else:
+        adapter_for(pipe).modulation(1)
+    assert moves.count("on") == moves.count("off") > 0
+
+
+@pytest.mark.parametrize("kind", ["GGUF, 8 bits", "torchao, 8 bits", "bitsandbytes, 4 bits", "FLUX, float8"])
+@torch.no_grad()
+def test_adapters_on_quantised_layers(kind, tmp_path):
+    """Nothing is merged, which would round again: the layers are run as they are."""
+    peft = pytest.importorskip("peft", reason="LoRA is peft's")
+    pipe = quantised_pipeline("sd3", kind, tmp_path)
+    before = adapter_for(pipe).modulation(1).linear.weight.clone()
+    targets = r".*(norm1\.linear|timestep_embedder\.linear_[12])"
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+    peft.inject_adapter_in_model(config, pipe.transformer).eval()
+    assert (adapter_for(pipe).modulation(1).linear.weight - before).norm() > before.norm() / 10
+    assert misfit(pipe, "sd3", 1) < KINDS[kind].tolerance
+
+
+@torch.no_grad()
+def test_half_precision(tmp_path, monkeypatch):
+    """The dtype of a model whose first floating point numbers are of eight bits; weights as rounded for running."""
+    monkeypatch.setattr(quantised, "COMPUTE", torch.bfloat16)
+    pipe = copy.copy(pipeline("sd3"))
+    model = quantised.black_forest("fp8r")(copy.deepcopy(pipe.transformer).to(torch.bfloat16), tmp_path)
+    del model.pos_embed.proj  # in bfloat16, ahead of all others
+    vars(pipe)["transformer"] = model
+    assert model.dtype == torch.float8_e4m3fn
+    assert adapter_for(pipe).dtype == torch.bfloat16
+    layer = model.transformer_blocks[0].norm1.linear
+    weight, bias = linear_of(layer, "a layer")
+    assert weight.dtype == bias.dtype == torch.float32
+    assert torch.equal(weight, weight.bfloat16().float())
+    found, _ = measured(layer, "a layer", torch.bfloat16)
+    # Of 8 bits each: of a weight times 64, and the bias less its share of that.
+    assert (found - weight).norm() < 2**-8 * weight.norm()
+
+
+# -- layers of one's own ---------------------------------------------------------------------------------------------
+
+
+def filled(layer: Any, seed: int = 1) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    return layer.requires_grad_(False)
+
+
+class Coarse(nn.Linear):
+    """Rounds its inputs to multiples of a seventh of the largest one: four bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = x.abs().amax(-1, keepdim=True).clamp(min=1e-6) / 7
+        return super().forward((x / unit).round() * unit)
+
+
+class Absolute(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).abs()
+
+
+class Elsewhere(nn.Module):
+    """Without a weight, and with a width that is wider than a slice of the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features = 300
+        self.columns = nn.ParameterList(torch.randn(300, 2, generator=torch.Generator().manual_seed(0)).unbind(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x @ column for column in self.columns], -1) + 3
+
+
+def test_a_layer_without_a_weight_is_run():
+    layer = Elsewhere()
+    weight, bias = linear_of(layer, "a layer")
+    torch.testing.assert_close(weight, torch.stack([*layer.columns]).detach())
+    torch.testing.assert_close(bias, torch.full((2,), 3.0))
+
+
+@pytest.mark.parametrize("kind", [Coarse, Absolute])
+def test_a_layer_that_is_not_linear_is_refused(kind):
+    with pytest.raises(TideError, match=rf"^a layer is a {kind.__name__} \(torch.float32\), which is not linear to .*"):
+        linear_of(filled(kind(256, 64)), "a layer")
+
+
+def test_weights_that_are_not_loaded_are_not_run():
+    layer = quantised.Unknown(32, 8, device="meta")
+    with pytest.raises(TideError, match=r"^the weights of a layer are not loaded"):
+        linear_of(layer, "a layer")
+    layer = Elsewhere()
+    layer.columns = nn.ParameterList(each.to("meta") for each in layer.columns)
+    with pytest.raises(TideError, match=r"^a layer is a Elsewhere, whose weights cannot be read"):
+        linear_of(layer, "a layer")
+
+
+def test_a_measured_weight_that_is_not_finite_is_refused():
+    layer = filled(quantised.Unknown(32, 8))
+    layer.weight.data[1, 2] = torch.inf
+    with pytest.raises(TideError, match="a layer"):
+        linear_of(layer, "a layer")
+
+
+def test_weights_that_processes_share_are_refused(process_group):
+    """With tensor parallelism; running such a layer would wait for the other processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
+
+    mesh = init_device_mesh("cpu", (1,))
+    layer = distribute_module(filled(nn.Linear(32, 8)), mesh)
+    with pytest.raises(
+        TideError, match=r"^the weights of a layer are split among processes \(DTensor\); load .* whole"
+    ):
+        linear_of(layer, "a layer")
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

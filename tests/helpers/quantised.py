@@ -55,14 +55,17 @@ def gguf(kind: str) -> Callable[[Any, Path], Any]:
 
 
 def torchao(name: str, **options: Any) -> Callable[[Any, Path], Any]:
-    def quantise(model: Any, _: Path) -> Any:
-        package = pytest.importorskip("torchao", reason="torchao quantises")
-        import torchao.quantization as kinds
+    """Saved and loaded again with a ``TorchAoConfig``."""
 
-        package.quantize_(model, getattr(kinds, name)(**options))
-        return model
+    def load(model: Any, folder: Path) -> Any:
+        kinds = pytest.importorskip("torchao.quantization", reason="torchao quantises")
+        from diffusers import TorchAoConfig
 
-    return quantise
+        model.save_pretrained(folder)
+        config = TorchAoConfig(getattr(kinds, name)(**options))
+        return type(model).from_pretrained(folder, quantization_config=config, torch_dtype=COMPUTE)
+
+    return load
 
 
 def four_bits(**options: Any) -> Callable[[Any, Path], Any]:

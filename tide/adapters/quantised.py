@@ -98,7 +98,7 @@ def measured(linear: Any, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor
         bias = run(torch.zeros(1, width))[0]
         rows = torch.eye(width).mul(_HEIGHT).split(_ROWS)
         weight = torch.cat([run(some) - bias for some in rows]).T / _HEIGHT
-        x = torch.randn(8, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x = torch.randn(32, width, generator=torch.Generator().manual_seed(0)).to(dtype)
         expected, found = x.to(device).float() @ weight.T, run(x) - bias
     except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError, IndexError) as error:
         raise _unreadable(linear, name) from error

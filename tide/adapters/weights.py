@@ -96,15 +96,36 @@ def _tensors_of_group(group: Any) -> list[Tensor]:
 
 @contextmanager
 def _onloaded(group: Any) -> Iterator[None]:
-    before = [(tensor, tensor.data) for tensor in _tensors_of_group(group)]
+    tensors = _tensors_of_group(group)
+    if any(hasattr(tensor, "__tensor_flatten__") for tensor in tensors):  # torchao's: of several tensors each
+        with _onloaded_by_itself(group, tensors):
+            yield
+        return
+    before = [(tensor, tensor.data) for tensor in tensors]
     try:
-        group.onload_()
-        if group.stream is not None:
-            group.stream.synchronize()
+        _onload(group)
         yield
     finally:
         for tensor, data in before:
             tensor.data = data
+
+
+@contextmanager
+def _onloaded_by_itself(group: Any, tensors: list[Tensor]) -> Iterator[None]:
+    if all(tensor.device == group.onload_device for tensor in tensors):  # a block is running
+        yield
+        return
+    try:
+        _onload(group)
+        yield
+    finally:
+        group.offload_()
+
+
+def _onload(group: Any) -> None:
+    group.onload_()
+    if group.stream is not None:
+        group.stream.synchronize()
 
 
 def _away(hooked: list[nn.Module], wanted: tuple[nn.Module, ...]) -> list[tuple[nn.Module, Any]]:
