@@ -167,7 +167,9 @@ def test_the_fingerprint_is_of_the_quantised_weights(kind, tmp_path):
 CPU = torch.device("cpu")
 OFFLOADS = {
     "sequential": lambda model: cpu_offload(model, CPU),
-    "groups of blocks": lambda model: apply_group_offloading(model, CPU, offload_type="block_level", num_blocks_per_group=1),
+    "groups of blocks": lambda model: apply_group_offloading(
+        model, CPU, offload_type="block_level", num_blocks_per_group=1
+    ),
     "groups of leaves": lambda model: apply_group_offloading(model, CPU, offload_type="leaf_level"),
 }
 #: What accelerate itself cannot move: tensors whose class asks for more than their values.
