@@ -49,11 +49,16 @@ class TokenView(Protocol):
 
 class Embedded(NamedTuple):
     """Where a call's conditioning can be read: what ``whole`` returns (its item ``part``, where that is a tuple) less
-    what ``time`` returns, the embedding of the timestep alone."""
+    what ``time`` returns, the embedding of the timestep alone; None where ``whole`` returns the conditioning itself."""
 
     whole: nn.Module
     part: int | None
-    time: nn.Module
+    time: nn.Module | None
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        """What has to run before it can be read."""
+        return {self.whole} if self.time is None else {self.whole, self.time}
 
 
 class GivenRows(NamedTuple):

@@ -35,8 +35,8 @@ from tide.sae.modulation import Modulation
 
 
 def at(root: Any, path: str) -> Any:
-    """The attribute at a dotted path."""
-    return reduce(getattr, path.split("."), root)
+    """The attribute at a dotted path; ``root`` itself at an empty one."""
+    return reduce(getattr, path.split(".") if path else (), root)
 
 
 class DeclaredAdapter(Adapter):
@@ -138,6 +138,8 @@ class DeclaredAdapter(Adapter):
             return GivenRows(kind.given, kind.given_rows)
         if spec is None or not self.is_conditioned:
             return None
+        if spec.added is not None:
+            return Embedded(at(self.transformer, spec.added), None, None)
         whole = self._embedding_module(spec, block)
         return Embedded(whole, spec.part, at(whole, spec.embedder))
 
@@ -152,7 +154,7 @@ class DeclaredAdapter(Adapter):
         spec = self.spec.embedding
         if spec is None or isinstance(spec.conditioned, bool):
             return spec is not None and bool(spec.conditioned)
-        return bool(at(self.transformer, spec.conditioned))
+        return bool(getattr(self.transformer, spec.conditioned, None))
 
     def _embedding_module(self, spec: Embedding, block: int) -> nn.Module:
         module: nn.Module = at(self.blocks[block] if spec.of_block else self.transformer, spec.path)

@@ -200,9 +200,7 @@ class _Passes:
             self.handles.append(module.register_forward_hook(partial(self.after_block, index), with_kwargs=True))
         self.embedded = {i: found for i in self.functions if (found := self.adapter.embedding_of(i)) is not None}
         modules = {
-            part
-            for each in self.embedded.values()
-            for part in ((each.whole, each.time) if isinstance(each, Embedded) else ())
+            part for each in self.embedded.values() for part in (each.modules if isinstance(each, Embedded) else ())
         }
         for index in (i for i, each in self.embedded.items() if isinstance(each, GivenRows)):
             block = self.adapter.hook_module(index)
@@ -314,14 +312,15 @@ class _Passes:
         if isinstance(embedded, GivenRows):
             given: Tensor = self.parts[self.adapter.hook_module(index)]
             return given
-        if not {embedded.whole, embedded.time} <= self.parts.keys():
+        if not embedded.modules <= self.parts.keys():
             raise TideError(
                 f"the timestep embedding of {self.adapter.family} was not made in this call; take off what compiles or "
                 "replaces it"
             )
-        whole, time = self.parts[embedded.whole], self.parts[embedded.time]
-        whole = whole if embedded.part is None else whole[embedded.part]
-        return (whole.float() - time.float()).detach()
+        whole = self.parts[embedded.whole]
+        whole = (whole if embedded.part is None else whole[embedded.part]).float().detach()
+        found: Tensor = whole if embedded.time is None else whole - self.parts[embedded.time].float().detach()
+        return found
 
     def tokens_in(self, view: TokenView, tensor: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The image tokens that entered a module, whose hidden states are its first argument."""

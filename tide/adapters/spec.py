@@ -83,12 +83,13 @@ class Embedding:
     """``temb = embedder(sinusoid(factor * timestep given)) + conditioning``, which the projections of blocks read.
 
     Attributes:
-        path: of the module of the transformer that returns temb.
+        path: of the module of the transformer that returns temb, or that holds the two below; "" is the transformer.
         part: its place in that module's output, where that is a tuple.
         sinusoid: the module in it that projects the timestep, or the projection itself.
         embedder: the module in it that embeds the projection.
         layers: the embedder's two linear layers.
-        conditioned: whether something is added; or the attribute of the transformer that says so.
+        conditioned: whether something is added; or the attribute of the transformer that says so, or that adds it.
+        added: the module of the transformer that returns what is added, where none returns temb itself.
         factor: what the model multiplies the timestep by that it is given.
         of_block: path is that of a module in each block.
         activation: projections read SiLU(temb), and not temb itself.
@@ -100,6 +101,7 @@ class Embedding:
     embedder: str = "timestep_embedder"
     layers: tuple[str, str] = ("linear_1", "linear_2")
     conditioned: bool | str = False
+    added: str | None = None
     factor: float = 1.0
     of_block: bool = False
     activation: bool = True
