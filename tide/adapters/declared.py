@@ -252,14 +252,15 @@ class DeclaredAdapter(Adapter):
         latents = latents.to(self.device, self.dtype)
         steps = self.given_timestep(timestep, latents)
         prediction = self.transformer(
-            return_dict=False,
+            **({"return_dict": False} if self.takes("return_dict") else {}),
             **{
                 self.latents_argument: pack(latents) if self.spec.packed else latents,
                 self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
             },
             **{**self.spec.call, **self.call_arguments(latents, steps, text)},
             **{name: value.to(latents.device) for name, value in text.items()},
-        )[0]
+        )
+        prediction = prediction if isinstance(prediction, Tensor) else prediction[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
 
     def prediction_of(self, output: Any, size: tuple[int, ...]) -> Tensor:
