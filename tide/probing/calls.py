@@ -106,7 +106,8 @@ def run_arguments(pipe: Any, size: Mapping[str, int]) -> dict[str, Any]:
     """Arguments of a small run of a pipeline that has no adapter."""
     if "prompt" not in parameters_of(pipe):
         raise TideError(
-            f"{type(pipe).__name__} takes no prompt, so it cannot be probed; write its adapter as docs/adapters.md shows"
+            f"{type(pipe).__name__} takes no prompt, so it cannot be probed; write the adapter by hand "
+            "(docs/adapters.md)"
         )
     return {
         "prompt": list(PROMPTS),

@@ -77,6 +77,7 @@ class Embeddings:
             path, part, activation = max(around, key=lambda each: (each[1] is None, len(each[0])))
             whole = self._part(path, part)
             conditioned = whole is not None and not close(whole, time)
+            part = part if conditioned else None  # which is read only for what is added
             return FoundEmbedding(self._embedding(path, part, kind, layers, conditioned, None, factor, activation))
         for activation in (True, False):
             if self._is_read(time, activation):
@@ -208,9 +209,9 @@ class Embeddings:
     def _factor(self, entered: Tensor) -> float | None:
         if entered.shape != self.timesteps.shape:
             return None
-        ratio = entered / self.timesteps
-        factor = float(ratio.median())
-        if not bool(((ratio - factor).abs() < 1e-2 * abs(factor)).all()):
+        times = self.timesteps.to(entered.device)
+        factor = float((entered * times).sum() / times.square().sum().clamp(min=1e-12))
+        if apart(factor * times, entered) > 1e-2:
             return None
         return next((known for known in _FACTORS if abs(factor - known) < 1e-2 * known), factor)
 

@@ -52,7 +52,7 @@ class FoundModulation:
 def find_modulation(
     found: FoundList, passes: Sequence[Pass], transformer: nn.Module, geometry: Geometry
 ) -> FoundModulation:
-    """``passes`` are of different timesteps, and hold the values of the first block and of what is outside of blocks."""
+    """``passes`` are of different timesteps, and hold the values of the first block and of all outside of blocks."""
     result = FoundModulation()
     readers = _readers(found, passes[0], geometry)
     for chunk, paths in readers.items():

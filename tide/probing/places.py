@@ -1,4 +1,4 @@
-"""Where image tokens are in what a module gets or returns: by shapes, and by what moves with a corner of the latents."""
+"""Where image tokens are in what a module gets or returns: by shapes, and by what a corner of the latents moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transformer that TIDE does not know says of itself when its pipeline runs: the family's spec, as far as found."""
+"""What a transformer that TIDE does not know says of itself when its pipeline runs: the spec of its family."""
 
 from __future__ import annotations
 
