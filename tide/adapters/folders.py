@@ -30,9 +30,10 @@ def check_served(name: str, index: Mapping[str, Any], *, unknown: bool = False) 
         return  # it brings its own code, or could not be read: loading says what is wrong
     parts = {part: str(value[-1]) for part, value in index.items() if is_part(part, value)}
     if _own_pipeline(pipeline) is None and not hasattr(diffusers, pipeline):
+        named = "the module that defines it and registers its adapter with --adapter"
         raise TideError(
             f"{name} is a {pipeline}, which diffusers {diffusers.__version__} does not have; update diffusers, or name "
-            "the module that defines it and registers its adapter with --adapter"
+            f"{'the module that defines it with --code' if unknown else named}"
         )
     transformer = getattr(diffusers, parts.get("transformer", ""), None)
     if "transformer" in parts and unknown:

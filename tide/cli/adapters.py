@@ -85,7 +85,8 @@ class Adapters(Command):
     def _describe(self) -> None:
         from tide.probing import describe
 
-        self._print(dict(describe(self._adapter())), lambda found: _lines(found.items()))
+        found = describe(self._adapter())
+        self._print([{"what": what, "said": said} for what, said in found], lambda _: _lines(found))
 
     def _check(self) -> int:
         from tide.probing.checks import checks

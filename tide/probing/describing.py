@@ -16,6 +16,7 @@ from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 from tide.messages import one_line
 from tide.probing.drawing import Bench
+from tide.probing.timesteps import in_words
 
 #: What a row says: its name and its words.
 Row = tuple[str, str]
@@ -130,9 +131,7 @@ def _chunks(own: Adapter, block: int, chunk: str) -> str:
 
 def _call(bench: Bench) -> Iterator[Row]:
     own = bench.adapter
-    offset, factor = own.timestep_unit
-    unit = "t" if (offset, factor) == (0, 1) else f"{f'{offset:g} + ' if offset else ''}{factor:g} t"
-    yield "timestep", f"{own.timestep_argument} = {unit} for the scheduler's t"
+    yield "timestep", f"{own.timestep_argument} = {in_words(own.timestep_unit)} for the scheduler's t"
     yield "text", ", ".join(f"{name} {list(value.shape)}" for name, value in bench.text.items())
     if isinstance(own, DeclaredAdapter):
         yield "guidance", own.spec.guidance

@@ -25,7 +25,7 @@ from tide.probing.naming import family_name
 from tide.probing.places import is_row_major, tokens_at
 from tide.probing.recording import Pass, Run, record, recorded
 from tide.probing.text import FoundGuidance, FoundText, find_guidance, find_text
-from tide.probing.timesteps import FoundTimestep, find_timestep, given_timesteps
+from tide.probing.timesteps import FoundTimestep, find_timestep, given_timesteps, in_words
 from tide.probing.vae import FoundScaling, find_scaling
 from tide.probing.values import close, sample_of
 
@@ -355,7 +355,7 @@ def _lines(
         added = "something is added" if each.conditioned else "nothing is added"
         lines.append(("timestep embedding", f"{each.path or 'the transformer'}: {each.embedder}, {added}"))
     if timestep is not None:
-        lines.append(("timestep", f"{timestep.argument} = {timestep.unit[0]:g} + {timestep.unit[1]:g} t"))
+        lines.append(("timestep", f"{timestep.argument} = {in_words(timestep.unit)}"))
     lines.append(("text", ", ".join(f"{name} = output {i}" for name, i in spec.text.outputs.items()) or "not found"))
     if guidance.rows is not None:
         lines.append(("guidance", f"{guidance.rows}, by {guidance.scale}"))

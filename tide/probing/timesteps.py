@@ -26,6 +26,17 @@ class FoundTimestep:
     known: bool
 
 
+def in_words(unit: tuple[float, float]) -> str:
+    """``t``, ``t / 1000`` or ``1 - t / 1000``."""
+    offset, factor = unit
+    size = abs(factor)
+    divided = 0 < size < 1 and abs(1 / size - round(1 / size)) < 1e-6
+    part = "t" if size == 1 else f"t / {round(1 / size)}" if divided else f"{size:g} t"
+    if not offset:
+        return part if factor > 0 else f"-{part}"
+    return f"{offset:g} {'-' if factor < 0 else '+'} {part}"
+
+
 def find_timestep(run: Run) -> FoundTimestep | None:
     """The argument that is a linear function of the scheduler's timestep, in a run without guidance."""
     times = torch.tensor([float(each["timestep"]) for each in run.steps])
