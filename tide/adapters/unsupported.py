@@ -34,8 +34,7 @@ def nearest(name: str, specs: Sequence[Spec], transformer: Any = None) -> Spec:
 
 
 def _likeness(name: str, other: str) -> float:
-    words = [_own(each) for each in (name, other)]
-    return SequenceMatcher(None, *words).ratio()
+    return SequenceMatcher(None, _own(name), _own(other)).ratio()
 
 
 def _own(name: str) -> str:

@@ -60,7 +60,7 @@ def _code(name: str, value: Any, geometry: Geometry, text: str | None) -> str | 
     if not isinstance(value, Tensor):
         return None
     if value.ndim == 2 and value.shape[0] == geometry.n_tokens and len(geometry.grid) == 2:
-        expected = positions(geometry.grid, value.shape[1])  # type: ignore[arg-type]
+        expected = positions(geometry.grid, value.shape[1])
         if torch.equal(value.cpu().float(), expected.float()):
             columns = "" if value.shape[1] == 3 else f", {value.shape[1]}"
             return f"positions(self.token_grid(*latents.shape[2:]){columns}).to(latents)"

@@ -30,8 +30,13 @@ _LATENTS = 64
 
 @dataclass(frozen=True)
 class Result:
-    """A check: its name, whether it passed, and in a line what was seen. ``passed`` is None where it says nothing of
-    this pipeline."""
+    """A check of an adapter.
+
+    Attributes:
+        name: of the check.
+        passed: whether it did; None where it says nothing of this pipeline.
+        said: in a line, what was seen.
+    """
 
     name: str
     passed: bool | None
@@ -47,7 +52,12 @@ class Unsaid(Exception):
 
 
 def check(adapter: Adapter) -> list[Result]:
-    """All checks, in order."""
+    """Small runs that show whether an adapter fits its pipeline, in order: some seconds for a small model. What is
+    trained meanwhile is kept nowhere.
+
+    Args:
+        adapter: of the pipeline, registered for its transformer.
+    """
     return list(checks(adapter))
 
 

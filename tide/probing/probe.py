@@ -25,9 +25,10 @@ from tide.probing.naming import family_name
 from tide.probing.places import is_row_major, tokens_at
 from tide.probing.recording import Pass, Run, record, recorded
 from tide.probing.text import FoundGuidance, FoundText, find_guidance, find_text
-from tide.probing.timesteps import FoundTimestep, find_timestep, given_timesteps, in_words
+from tide.probing.timesteps import FoundTimestep, find_timestep, given_timesteps
 from tide.probing.vae import FoundScaling, find_scaling
 from tide.probing.values import close, sample_of
+from tide.probing.wording import in_words
 
 
 @dataclass
@@ -55,6 +56,9 @@ class Probe:
 
 def probe(pipe: Any) -> Probe:
     """Runs the pipeline on two prompts for three steps, in a small size, with guidance and without, and looks on.
+
+    Args:
+        pipe: a pipeline of diffusers, whose transformer need not have an adapter.
 
     Raises :class:`~tide.errors.TideError` if it has no transformer, cannot be run, or has no blocks of image tokens.
     """
@@ -114,13 +118,13 @@ class _Prober:
             **_timestep_of(timestep, plain, self.transformer),
         )
         spec = replace(spec, grid=_grid_source(plain.passes[0]) if geometry.packed else "latents", size=self._size())
-        for each in (text, scaling, arguments, *modulations):
-            self.missing += each.missing
+        parts = [text.missing, scaling.missing, arguments.missing, *(each.missing for each in modulations)]
+        self.missing += [what for missing in parts for what in missing]
         if timestep is None:
             self.missing.append("the argument for the timestep: timestep_argument and timestep_unit")
         if guidance.rows is None:
             self.missing.append("a run with guidance; `guidance` says where the rows of the negative prompt are")
-        lines = _lines(spec, found, modulations, geometry, guidance, timestep, scaling)
+        lines = in_words(spec, found, modulations, geometry, guidance, timestep, scaling)
         patch = self.transformer.config.get("patch_size")
         return Probe(spec, type(self.transformer), geometry, arguments, lines, self.missing, patch)
 
@@ -322,46 +326,3 @@ def _blocks_of(found: FoundList, made: FoundModulation) -> Blocks:
 
 def _relative(path: str, block: str) -> str:
     return path.removeprefix(f"{block}.") if path.startswith(f"{block}.") else f"/{path}"
-
-
-def _lines(
-    spec: Spec,
-    found: Sequence[FoundList],
-    modulations: Sequence[FoundModulation],
-    geometry: Geometry,
-    guidance: FoundGuidance,
-    timestep: FoundTimestep | None,
-    scaling: FoundScaling,
-) -> list[tuple[str, str]]:
-    """What was found, in words."""
-    grid = " x ".join(map(str, geometry.grid))
-    packed = ", packed 2 x 2" if geometry.packed else f", patches of {geometry.patch}"
-    size = " x ".join(map(str, geometry.size))
-    lines = [("latents", f"{geometry.argument}: {size} become {grid} tokens{packed}")]
-    for each, kind, made in zip(found, spec.blocks, modulations, strict=True):
-        n, name = len(each.blocks), type(each.blocks[0]).__name__
-        lines.append((kind.path, f"{n} of {name}, width {each.width}, output: {kind.output}"))
-        for what in ("attention", "feed_forward"):
-            path = getattr(kind, what)
-            places = f"{getattr(kind, f'{what}_input')} -> {getattr(kind, f'{what}_output')}"
-            lines.append((f"  {what}", f"{path} ({places})" if path else "none to hook"))
-        for chunk, (shift, scale) in made.chunks.items():
-            parts = [f"{name} {place}" for name, place in (("shift", shift), ("scale", scale)) if place is not None]
-            source = made.linear.get(chunk) or f"the argument {made.given}"
-            table = f" + {made.table}" if made.table else ""
-            lines.append((f"  modulation {chunk}", f"chunks {', '.join(parts)} of {source}{table}"))
-    if spec.embedding is not None:
-        each = spec.embedding
-        added = "something is added" if each.conditioned else "nothing is added"
-        lines.append(("timestep embedding", f"{each.path or 'the transformer'}: {each.embedder}, {added}"))
-    if timestep is not None:
-        lines.append(("timestep", f"{timestep.argument} = {in_words(timestep.unit)}"))
-    lines.append(("text", ", ".join(f"{name} = output {i}" for name, i in spec.text.outputs.items()) or "not found"))
-    if guidance.rows is not None:
-        lines.append(("guidance", f"{guidance.rows}, by {guidance.scale}"))
-    kind = "velocity (flow matching)" if spec.flow_matching else "by the scheduler's prediction_type"
-    lines.append(("prediction", f"{kind}, sign {spec.sign:+d}"))
-    shifts = {None: "by scaling_factor", True: "by shift_factor and scaling_factor", False: "without its shift_factor"}
-    how = "by latents_mean and latents_std" if scaling.by_channel else shifts[scaling.shifts]
-    lines.append(("VAE", "not seen" if scaling.missing else how))
-    return lines

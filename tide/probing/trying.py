@@ -13,7 +13,12 @@ from tide.probing.writing import text_of
 
 
 def tried(found: Probe, pipe: Any) -> Iterator[Result]:
-    """The results of all checks of the adapter that the file would register, which is registered meanwhile only."""
+    """The results of all checks of the adapter that the file would register, which is registered meanwhile only.
+
+    Args:
+        found: of the pipeline.
+        pipe: that was probed.
+    """
     with provisional():
         exec(compile(text_of(found), "<probe>", "exec"), {"__name__": "tide_probe"})
         yield from checks(adapter_for(pipe))

@@ -32,14 +32,23 @@ def check_new(path: str | Path) -> None:
 
 
 def write(found: Probe, path: str | Path) -> None:
-    """Writes :func:`text_of` into a new file."""
+    """Writes the adapter as a Python file that registers it, which must not exist.
+
+    Args:
+        found: of a pipeline.
+        path: of the file.
+    """
     check_new(path)
     text = text_of(found)
     replace_file(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def text_of(found: Probe) -> str:
-    """The file: its docstring, its imports, one class with the spec, and what could not be found."""
+    """What :func:`write` writes: imports, one class with the spec, and what could not be found.
+
+    Args:
+        found: of a pipeline.
+    """
     spec, name = found.spec, found.transformer.__name__
     module = found.transformer.__module__.partition(".")[0]
     by_name = module in _OWN_CODE
