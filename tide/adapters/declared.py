@@ -224,9 +224,11 @@ class DeclaredAdapter(Adapter):
         text, call = self.spec.text, inspect.signature(type(self.pipe).__call__).parameters
         found = self.pipe.encode_prompt(
             list(prompts),
-            **{name: call[name].default for name in text.as_called},
-            **({} if max_sequence_length is None or text.length is None else {text.length: max_sequence_length}),
-            **text.arguments,
+            **{
+                **{name: call[name].default for name in text.as_called},
+                **({} if max_sequence_length is None or text.length is None else {text.length: max_sequence_length}),
+                **text.arguments,
+            },
         )
         parts = found if isinstance(found, tuple | list) else (found,)
         encoded = {name: self._given(parts[place]) for name, place in text.outputs.items() if parts[place] is not None}

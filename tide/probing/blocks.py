@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,10 +77,16 @@ def find_lists(lists: dict[str, nn.ModuleList], plain: Pass, changed: Pass, geom
         if call is None or other is None or width is None:
             continue
         place = place_of(call.output, other.output, geometry, width)
-        if place is not None:
+        if place is not None and _moves(call.output, other.output, place, geometry):
             found.append(FoundList(path, blocks, width, place))
     order = [each.path for each in plain.calls]
     return sorted(found, key=lambda each: order.index(each.first))
+
+
+def _moves(value: Any, changed: Any, place: Place, geometry: Geometry) -> bool:
+    """Whether the tokens depend on the latents: as many tokens of something else do not."""
+    before, after = (tokens_at(each, place, geometry) for each in (value, changed))
+    return not torch.equal(before, after)
 
 
 class Parts:
@@ -140,22 +147,34 @@ class Parts:
         return self.block.get_submodule(path.removeprefix(f"{self.found.first}."))
 
     def _is_added(self, path: str, place: Place, holding: list[tuple[nn.Module, str]]) -> bool:
-        """Whether a change of one channel of the module's output moves that channel of the block's output alone, while
-        all modules behind it return what they did: then it is added to the stream."""
+        """Whether a change of one channel of the module's output moves that channel alone of the block's output, or of
+        what a norm behind it gets, while all modules behind it return what they did: then it is added to the stream."""
         call = self.plain.call_of(path)
         assert call is not None
-        own = tokens_at(self.call.output, self.found.output, self.geometry)
+        own = self._streams(path)
         tokens = tokens_at(call.output, place, self.geometry)
         shares = []
         for channel in range(0, self.found.width, max(1, self.found.width // _CHANNELS)):
             moved = tokens.clone()
             moved[..., channel] += 0.3 * tokens.float().std().to(tokens) + 1e-3
             found = self._run({path: with_tokens(call.output, moved, place, self.geometry)}, path, holding)
-            shares.append(one_channel_moved(own, found, channel))
+            shares += [one_channel_moved(own[name], found[name], channel) for name in own]
         return max(shares) > 0.5
 
-    def _run(self, outputs: dict[str, Any], path: str, holding: list[tuple[nn.Module, str]]) -> Tensor:
-        """The block's image tokens when a module returns what ``outputs`` says and the others what they did."""
+    def _streams(self, path: str) -> dict[str, Tensor]:
+        """The image tokens of the block's output, and those that enter norms behind ``path`` and outside of it."""
+        streams = {"": tokens_at(self.call.output, self.found.output, self.geometry)}
+        order = [each.path for each in self.plain.calls]
+        for each in self.plain.calls[order.index(path) + 1 :]:
+            inside = each.path.startswith(f"{self.found.first}.") and not each.path.startswith(f"{path}.")
+            if inside and _is_norm(self._module(each.path)):
+                places = self._places(each.path)
+                if places is not None:
+                    streams[each.path] = tokens_at(each.hidden, places[0], self.geometry)
+        return streams
+
+    def _run(self, outputs: dict[str, Any], path: str, holding: list[tuple[nn.Module, str]]) -> dict[str, Tensor]:
+        """:meth:`_streams` when a module returns what ``outputs`` says and the others what they did."""
         order = [each.path for each in self.plain.calls]
         for _, other in holding:
             apart = not other.startswith(f"{path}.") and not path.startswith(f"{other}.")
@@ -164,10 +183,15 @@ class Parts:
                 outputs[other] = None if call is None else call.output
         with ExitStack() as stack:
             for each, output in outputs.items():
-                handle = self._module(each).register_forward_hook(lambda *_, output=output: output)
+                handle = self._module(each).register_forward_hook(_First(output))
                 stack.callback(handle.remove)
+            seen: dict[str, Any] = {}
+            for each in self._streams(path):
+                if each:
+                    hook = partial(_keep_hidden, seen, each, self._places(each)[0], self.geometry)  # type: ignore[index]
+                    stack.callback(self._module(each).register_forward_pre_hook(hook, with_kwargs=True).remove)
             result = self.block(*_again(self.call.args), **_again(self.call.kwargs))
-        return tokens_at(result, self.found.output, self.geometry)
+        return {"": tokens_at(result, self.found.output, self.geometry), **seen}
 
     def _mixes(self, path: str, entering: Place, leaving: Place) -> bool:
         """Whether a change of the last image token that enters moves others that leave."""
@@ -197,6 +221,24 @@ def attention_and_feed_forward(parts: list[Part]) -> tuple[Part | None, Part | N
 
 def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
+
+
+class _First:
+    """A hook that replaces the output of a module's first call alone: the second may be on the text."""
+
+    def __init__(self, output: Any) -> None:
+        self.output, self.called = output, False
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        first, self.called = not self.called, True
+        return self.output if first else output
+
+
+def _keep_hidden(
+    seen: dict[str, Any], path: str, place: Place, geometry: Geometry, _: nn.Module, args: Any, kwargs: Any
+) -> None:
+    if path not in seen:
+        seen[path] = tokens_at(args[0] if args else kwargs["hidden_states"], place, geometry).clone()
 
 
 def _again(values: Any) -> Any:

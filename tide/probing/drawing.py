@@ -83,6 +83,7 @@ class Bench:
         given = calls.guidance_arguments(adapter.pipe, guided)
         own = adapter.spec.guidance_scale if isinstance(adapter, DeclaredAdapter) else "guidance_scale"
         scale = given.pop(own, 3.0 if guided else 1.0)
+        given.pop("guidance_scale", None)
         return adapter.generate(
             self.prompts,
             n_steps=calls.STEPS,

@@ -39,7 +39,7 @@ def _in_tuple(value: Any, changed: Any, geometry: Geometry, width: int) -> Place
         each = value[i]
         if isinstance(each, Tensor) and each.ndim == 3 and tuple(each.shape[1:]) == (geometry.n_tokens, width):
             scores[place] = _moved(each, changed[i], geometry, 0)  # type: ignore[index]
-    return max(scores, key=lambda place: scores[place]) if scores else None
+    return max(scores.items(), key=lambda each: each[1])[0] if scores else None
 
 
 def _moved(value: Tensor, changed: Tensor, geometry: Geometry, start: int) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tide.adapters.packing import unpack
 from tide.adapters.registry import families
 from tide.adapters.spec import Blocks, Embedding, Spec, Text
 from tide.adapters.weights import unwrapped
@@ -216,9 +217,7 @@ class _Prober:
         drawn = _drawn(plain.result)
         if drawn is None:
             return FoundScaling(missing=["the latents in what the pipeline returns; override generate"])
-        if geometry.packed:
-            from tide.adapters.packing import unpack
-
+        if geometry.packed and drawn.ndim == 3 and drawn.shape[1] == geometry.n_tokens:
             drawn = unpack(drawn, geometry.grid)  # type: ignore[arg-type]
         decoded = self._run(lambda path: False, kind="pt").decoded
         return find_scaling(unwrapped(self.pipe.vae), drawn, torch.cat(decoded) if decoded else None)

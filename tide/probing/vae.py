@@ -40,12 +40,12 @@ def find_scaling(vae: Any, drawn: Tensor, decoded: Tensor | None) -> FoundScalin
         if shift and _alike(mean, shift):
             found.shifts = True
             return found
-    statistics = [getattr(vae, name, None) for name in ("latents_mean", "latents_std")]
+    buffers = dict(vae.named_buffers())
     statistics = [
-        getattr(vae.config, name, None) if not isinstance(each, Tensor) else each
-        for name, each in zip(("latents_mean", "latents_std"), statistics, strict=True)
+        buffers[name] if name in buffers else getattr(vae.config, name, None)
+        for name in ("latents_mean", "latents_std")
     ]
-    if None not in statistics:
+    if all(each is not None for each in statistics):
         means, stds = (torch.as_tensor(each).float().flatten() for each in statistics)
         if _alike(mean, means) and _alike(factor, stds / (scale or 1.0)):
             found.by_channel = True

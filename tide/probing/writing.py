@@ -67,11 +67,7 @@ def text_of(found: Probe) -> str:
 
 
 def _kinds(spec: Spec) -> set[str]:
-    return {
-        "Blocks",
-        *(["Text"] if _written(spec.text, 0) != "Text()" else []),
-        *(["Embedding"] if spec.embedding else []),
-    }
+    return {"Blocks", "Text", *(["Embedding"] if spec.embedding is not None else [])}
 
 
 def _needs_positions(found: Probe) -> bool:
