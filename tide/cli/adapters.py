@@ -120,7 +120,7 @@ class Adapters(Command):
         for each in results:
             made.append(each)
             if not self.json:
-                print(f"{_VERDICTS[each.passed]:9}{each.name:32}{each.said}", flush=True)
+                print(f"{_VERDICTS[each.passed]:9}{each.name:34}{each.said}", flush=True)
         counted = [each for each in made if each.passed is not None]
         passed = sum(bool(each.passed) for each in counted)
         if self.json:

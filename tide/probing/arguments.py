@@ -33,6 +33,9 @@ def find_arguments(
     """What ``plain`` was called with besides the ``known`` arguments; ``others`` are further calls."""
     found = FoundArguments()
     passes = [plain, *others]
+    words = None if text is None else plain.arguments[text]
+    n_rows = len(plain.arguments[geometry.argument])
+    n_words = words.shape[1] if isinstance(words, Tensor) and words.ndim == 3 else None
     for name, value in plain.arguments.items():
         if name in known or name in _LEFT_OUT or value is None:
             continue
@@ -40,7 +43,7 @@ def find_arguments(
             if all(_is_plain(each.arguments.get(name)) and each.arguments.get(name) == value for each in passes):
                 found.constant[name] = value
                 continue
-        code = _code(name, value, geometry, text)
+        code = _code(value, geometry, text, n_rows, n_words)
         if code is None:
             found.missing.append(f"how to make the argument {name} {shape_of(value)}; override call_arguments")
         else:
@@ -54,7 +57,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _code(name: str, value: Any, geometry: Geometry, text: str | None) -> str | None:
+def _code(value: Any, geometry: Geometry, text: str | None, n_rows: int, n_words: int | None) -> str | None:
+    """An expression for an argument that depends on the size of the image, or on that of the text."""
     if isinstance(value, list) and _is_shapes(value, geometry):
         return "[[(1, *self.token_grid(*latents.shape[2:]))]] * len(latents)"
     if not isinstance(value, Tensor):
@@ -64,8 +68,21 @@ def _code(name: str, value: Any, geometry: Geometry, text: str | None) -> str | 
         if torch.equal(value.cpu().float(), expected.float()):
             columns = "" if value.shape[1] == 3 else f", {value.shape[1]}"
             return f"positions(self.token_grid(*latents.shape[2:]){columns}).to(latents)"
-    if not value.any() and text is not None and value.ndim == 2:
-        return f'latents.new_zeros(text["{text}"].shape[1], {value.shape[1]})'
+    return _rows_code(value, geometry, text, n_rows, n_words)
+
+
+def _rows_code(value: Tensor, geometry: Geometry, text: str | None, n_rows: int, n_words: int | None) -> str | None:
+    """A row for each image, or for each token of the text: zeros, or the size of the image in pixels."""
+    if value.ndim != 2:
+        return None
+    if not value.any() and len(value) in (n_rows, n_words):
+        length = "len(latents)" if len(value) == n_rows else f'text["{text}"].shape[1]'
+        return f"latents.new_zeros({length}, {value.shape[1]})"
+    scale = float(value[0, 0]) / geometry.size[-2]
+    pixels = [side * scale for side in geometry.size[-2:]]
+    if scale > 1 and tuple(value.shape) == (n_rows, 2) and value.float().tolist() == [pixels] * n_rows:
+        sides = "[side * self.pixels_per_latent for side in latents.shape[-2:]]"
+        return f"latents.new_tensor([{sides}] * len(latents))"
     return None
 
 

@@ -18,7 +18,7 @@ from tide.errors import TideError
 from tide.messages import one_line
 from tide.probing import calls
 from tide.probing.checked_modulation import modulation_misfit
-from tide.probing.drawing import Bench
+from tide.probing.drawing import MIDDLE, Bench
 from tide.probing.recording import record
 from tide.probing.values import apart, sample_of
 
@@ -26,6 +26,8 @@ from tide.probing.values import apart, sample_of
 _CLOSE, _HALF = 1e-3, 5e-2
 #: Latents of the autoencoder that is trained and edits.
 _LATENTS = 64
+#: Side of the corner of latents that is changed.
+_CORNER = 2
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,40 @@ def tokens_of_blocks(bench: Bench) -> str:
     """Every block runs once, in order, and holds the tokens of the grid at the model's width."""
     own, ran = bench.adapter, []
     taps = {block: lambda x, call, block=block: ran.append((block, list(x.shape))) for block in range(own.n_blocks)}
-    with tap(own, taps):
-        bench.denoise()
-    for block, shape in ran:
-        if shape != bench.tokens:
-            raise Misfit(f"the tokens of block {block} are {shape}, expected {bench.tokens}")
+    try:
+        with tap(own, taps):
+            bench.denoise()
+    finally:  # which says more than the error that it may lead to
+        for block, shape in ran:
+            if shape != bench.tokens:
+                raise Misfit(f"the tokens of block {block} are {shape}, expected {bench.tokens}")
     order = [block for block, _ in ran]
     if order != sorted(order):
         raise Misfit(f"the blocks ran in the order {order}; name their lists in that order")
     return f"{own.n_blocks} blocks, {bench.tokens} each"
+
+
+def squares_of_the_image(bench: Bench) -> str:
+    """The tokens that move most with the last corner of the latents are those of that corner, row by row."""
+    own, latents = bench.adapter, bench.latents()
+    if latents.ndim < 4:
+        raise Unsaid("latents without rows and columns")
+    changed = latents.clone()
+    changed[..., -_CORNER:, -_CORNER:] += 3.0
+    seen: list[Tensor] = []
+    with torch.no_grad(), tap(own, {0: lambda x, call: seen.append(x[0].float())}):
+        for each in (latents, changed):
+            own.denoise(each, MIDDLE, bench.text)
+    moved = (seen[1] - seen[0]).norm(dim=1)
+    rows, columns = bench.grid[-2:]
+    row, column = divmod(int(moved.argmax()) % (rows * columns), columns)
+    side = max(1, _CORNER * rows // latents.shape[-2])
+    if not bool(moved.max() > 0) or row < rows - side or column < columns - side:
+        raise Misfit(
+            f"of the tokens {list(seen[0].shape)} of block 0, that of row {row} and column {column} moves most with the "
+            f"last corner of the latents, expected row {rows - 1} and column {columns - 1}"
+        )
+    return f"row {row}, column {column} of {rows} x {columns}"
 
 
 def grid_of_calls(bench: Bench) -> str:
@@ -182,10 +209,15 @@ def _prediction_of(own: Adapter, output: Tensor, bench: Bench) -> Tensor:
 
 
 def timesteps(bench: Bench) -> str:
-    """A call's timestep is the scheduler's, whatever the transformer is given."""
+    """A call's timestep is the scheduler's, whatever the transformer is given, and known before the run."""
+    own = bench.adapter
     seen = torch.stack([call.timestep.cpu() for _, call in bench.tapped(0)])
-    expected = bench.adapter.pipe.scheduler.timesteps.float().cpu()[:, None].expand(seen.shape)
+    expected = own.pipe.scheduler.timesteps.float().cpu()[:, None].expand(seen.shape)
     _compare("the timesteps of a run", seen, expected, bench, most=5e-3)
+    # A schedule that depends on the image's size is known for the pipeline's own size.
+    if own.schedule_arguments(calls.STEPS).get("mu") is None or bench.size == tuple(own.default_latents):
+        known = own.sampling_timesteps(calls.STEPS).float()
+        _compare("the timesteps that are known before a run", known, expected[:, 0].unique().flip(0), bench, most=5e-3)
     return ", ".join(f"{float(t):.4g}" for t in expected[:, 0])
 
 
@@ -212,7 +244,7 @@ def rows_of_the_prompt(bench: Bench) -> str:
 
 
 def noise_and_prediction(bench: Bench) -> str:
-    """The last prediction of a run leads to the latents that the run ends on."""
+    """The scheduler is given what ``denoise`` returns, and the last prediction leads to what a run ends on."""
     own = bench.adapter
     run = _recorded_run(bench)
     sample, t = run.steps[-1]["sample"], float(run.steps[-1]["timestep"])
@@ -225,6 +257,11 @@ def noise_and_prediction(bench: Bench) -> str:
     if "guidance" in text:
         text["guidance"] = torch.ones_like(text["guidance"])
     with torch.no_grad():
+        first = run.steps[0]
+        given = own.unpacked(first["model_output"], bench.size).to(own.device)
+        start = own.unpacked(first["sample"], bench.size).to(own.device)
+        if given.shape == start.shape == sample.shape:
+            _compare("what the scheduler is given", own.denoise(start, float(first["timestep"]), text), given, bench)
         clean = own.predicted_clean(own.denoise(sample, t, text), sample, t)
     _compare("the image that the last step predicts", clean, run.result.to(clean), bench, most=0.1)
     return f"at timestep {t:.4g}"
@@ -357,6 +394,7 @@ def _penultimate(adapter: Adapter) -> int:
 #: Name -> the check, which says what it saw or raises.
 CHECKS: dict[str, Callable[[Bench], str]] = {
     "tokens of every block": tokens_of_blocks,
+    "a token is a square of the image": squares_of_the_image,
     "rows and columns of a call": grid_of_calls,
     "modulation of a block's norm": modulation,
     "denoise is the pipeline's call": denoise,

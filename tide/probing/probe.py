@@ -115,6 +115,7 @@ class _Prober:
             scales_channels=scaling.by_channel,
             vae_has_frames=scaling.has_frames,
             **self._predicts(plain),
+            **_drawing(geometry, plain.result),
             **self._scheduled(plain),
             **_timestep_of(timestep, plain, self.transformer),
         )
@@ -237,10 +238,11 @@ class _Prober:
         given = plain.schedules[0] if plain.schedules else {}
         sigmas = given.get("sigmas")
         linear = np.linspace(1, 1 / calls.STEPS, calls.STEPS)
-        if sigmas is not None and not np.allclose(np.asarray(sigmas, float), linear, atol=1e-3):
+        usual = sigmas is not None and np.allclose(np.asarray(sigmas, float), linear, atol=1e-3)
+        if sigmas is not None and not usual:
             self.missing.append("the sigmas that the pipeline passes to its scheduler; override schedule_arguments")
         own = self.pipe.scheduler.config.get("max_shift", 1.15)
-        return {"sigmas": sigmas is not None, "max_shift": None if given.get("mu") is None else float(own)}
+        return {"sigmas": usual, "max_shift": None if given.get("mu") is None else float(own)}
 
     def _size(self) -> Any:
         if self.transformer.config.get("sample_size") is not None:
@@ -279,6 +281,13 @@ def _drawn(result: Any) -> Tensor | None:
         if isinstance(found, Tensor):
             return found
     return None
+
+
+def _drawing(geometry: Geometry, result: Any) -> dict[str, Any]:
+    """What is drawn, where it is no images."""
+    if len(geometry.size) == 2:
+        return {}
+    return {"draws": "videos", "result": "frames" if hasattr(result, "frames") else "images"}
 
 
 def _grid_source(seen: Pass) -> Any:
