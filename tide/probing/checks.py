@@ -131,8 +131,8 @@ def squares_of_the_image(bench: Bench) -> str:
     side = max(1, _CORNER * rows // latents.shape[-2])
     if not bool(moved.max() > 0) or row < rows - side or column < columns - side:
         raise Misfit(
-            f"of the tokens {list(seen[0].shape)} of block 0, that of row {row} and column {column} moves most with the "
-            f"last corner of the latents, expected row {rows - 1} and column {columns - 1}"
+            f"of the tokens {list(seen[0].shape)} of block 0, that of row {row} and column {column} moves most with "
+            f"the last corner of the latents, expected row {rows - 1} and column {columns - 1}"
         )
     return f"row {row}, column {column} of {rows} x {columns}"
 
@@ -158,7 +158,7 @@ def modulation(bench: Bench) -> str:
             continue
         found = [modulation_misfit(bench, block, chunk) for block in sorted({0, own.n_blocks // 2, own.n_blocks - 1})]
         off = [each for each in found if each is not None]
-        if off and max(off) > (_CLOSE if own.dtype == torch.float32 else _HALF):
+        if off and max(off) > (_CLOSE if own.dtype in (torch.float32, torch.float64) else 2 * _HALF):
             raise Misfit(f"the modulation {chunk} is off by {max(off):.2g} of what it changes")
         if off:
             said.append(f"{chunk} off by {max(off):.1g}")

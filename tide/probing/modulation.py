@@ -13,7 +13,7 @@ from tide.probing.blocks import FoundList, Part
 from tide.probing.geometry import Geometry
 from tide.probing.places import place_of, tokens_at
 from tide.probing.recording import ModuleCall, Pass, bound
-from tide.probing.values import apart
+from tide.probing.values import apart, rounding
 
 #: How far a fit over tokens, or a chunk of a projection, may be off.
 _CLOSE = 5e-3
@@ -53,13 +53,13 @@ def find_modulation(
     found: FoundList, passes: Sequence[Pass], transformer: nn.Module, geometry: Geometry
 ) -> FoundModulation:
     """``passes`` are of different timesteps, and hold the values of the first block and of all outside of blocks."""
-    result = FoundModulation()
+    result, close = FoundModulation(), rounding(transformer) * _CLOSE
     readers = _readers(found, passes[0], geometry)
     for chunk, paths in readers.items():
-        fit = best_fit(found, paths, passes, geometry)
+        fit = best_fit(found, paths, passes, geometry, close)
         if fit is not None:
             result.fits[chunk] = fit
-            _find_source(result, chunk, fit, found, passes, transformer)
+            _find_source(result, chunk, fit, found, passes, transformer, close)
     if not result.fits:
         result.missing.append("no module reads a norm's output with a scale or shift that changes with the timestep")
     return result
@@ -96,7 +96,9 @@ def _tokens(value: object, found: FoundList, geometry: Geometry) -> Tensor | Non
 # -- the fit over tokens ----------------------------------------------------------------------------------------------
 
 
-def best_fit(found: FoundList, readers: Sequence[str], passes: Sequence[Pass], geometry: Geometry) -> Fit | None:
+def best_fit(
+    found: FoundList, readers: Sequence[str], passes: Sequence[Pass], geometry: Geometry, close: float
+) -> Fit | None:
     """The fit with the least residual, of a norm of the block and a reader behind it; None if all are off, or if none
     changes with the timestep."""
     fits = [
@@ -105,7 +107,7 @@ def best_fit(found: FoundList, readers: Sequence[str], passes: Sequence[Pass], g
         for norm in _norms(found, passes[0], reader)
         if (fitted := _fit(found, norm, reader, passes, geometry)) is not None
         for scale, shift, residual in [fitted]
-        if residual < _CLOSE and _changes(scale, shift, len(passes))
+        if residual < close and _changes(scale, shift, len(passes))
     ]
     return min(fits, key=lambda each: each[0])[1] if fits else None
 
@@ -166,16 +168,17 @@ def _find_source(
     found: FoundList,
     passes: Sequence[Pass],
     transformer: nn.Module,
+    close: float,
 ) -> None:
     """Fills in where the scale and the shift of a fit come from."""
     for path, rows in _projections(found, passes, transformer):
         for table, added in _tables(found, rows):
-            place = _chunk_of(rows + added, fit)
+            place = _chunk_of(rows + added, fit, close)
             if place is not None:
                 result.chunks[chunk], result.linear[chunk], result.table = place, path, table
                 return
     for name, rows in _given_rows(found, passes):
-        place = _chunk_of(rows, fit)
+        place = _chunk_of(rows, fit, close)
         if place is not None:
             result.chunks[chunk], result.given = place, name
             return
@@ -183,7 +186,7 @@ def _find_source(
     result.missing.append(f"the {parts} of {fit.reader}: no linear layer's chunk, nor a row of an argument, equals it")
 
 
-def _chunk_of(rows: Tensor, fit: Fit) -> tuple[int | None, int | None] | None:
+def _chunk_of(rows: Tensor, fit: Fit, close: float) -> tuple[int | None, int | None] | None:
     """(shift's, scale's) places among ``rows [B, k, d]``; None if one of them is not there."""
     places: list[int | None] = []
     for wanted in (fit.shift, None if fit.scale is None else fit.scale - 1):
@@ -192,7 +195,7 @@ def _chunk_of(rows: Tensor, fit: Fit) -> tuple[int | None, int | None] | None:
             continue
         off = [apart(rows[:, i], wanted) for i in range(rows.shape[1])]
         best = min(range(len(off)), key=off.__getitem__)
-        if off[best] > _CLOSE:
+        if off[best] > close:
             return None
         places.append(best)
     return places[0], places[1]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tide.probing.values import rounding
+
 _CLOSE = 2e-3
 
 
@@ -32,12 +34,13 @@ def find_scaling(vae: Any, drawn: Tensor, decoded: Tensor | None) -> FoundScalin
         found.missing.append(f"how the VAE's latents are made ({shapes}); override encode_images and decode_latents")
         return found
     factor, mean = _line(drawn.float(), latents.float())
+    close = _CLOSE * rounding(vae)
     scale, shift = (getattr(vae.config, name, None) for name in ("scaling_factor", "shift_factor"))
-    if _alike(factor, 1 / (scale or 1.0)):
-        if _alike(mean, 0.0):
+    if _alike(factor, 1 / (scale or 1.0), close):
+        if _alike(mean, 0.0, close):
             found.shifts = False if shift else None
             return found
-        if shift and _alike(mean, shift):
+        if shift and _alike(mean, shift, close):
             found.shifts = True
             return found
     buffers = dict(vae.named_buffers())
@@ -47,7 +50,7 @@ def find_scaling(vae: Any, drawn: Tensor, decoded: Tensor | None) -> FoundScalin
     ]
     if all(each is not None for each in statistics):
         means, stds = (torch.as_tensor(each).float().flatten() for each in statistics)
-        if _alike(mean, means) and _alike(factor, stds / (scale or 1.0)):
+        if _alike(mean, means, close) and _alike(factor, stds / (scale or 1.0), close):
             found.by_channel = True
             return found
     found.missing.append(
@@ -65,7 +68,7 @@ def _line(drawn: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
     return factor, y.mean(1) - factor * x.mean(1)
 
 
-def _alike(found: Tensor, expected: Any) -> bool:
+def _alike(found: Tensor, expected: Any, close: float) -> bool:
     expected = torch.as_tensor(expected, dtype=torch.float32).to(found.device)
-    most = _CLOSE * (1 + float(expected.abs().max()))
+    most = close * (1 + float(expected.abs().max()))
     return found.shape == (found + expected).shape and float((found - expected).abs().max()) < most

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 #: How far two results of the same products may lie apart, relative to their size; half precision rounds coarsely.
@@ -45,6 +46,11 @@ def close(found: Tensor, expected: Tensor, *, factor: float = 1.0) -> bool:
         return False
     most = max(_CLOSE.get(str(each.dtype), 5e-2) for each in (found, expected) if each.is_floating_point())
     return apart(found, expected) < factor * most
+
+
+def rounding(model: Any) -> float:
+    """How many times as coarsely as in float32 the results of a model are rounded, as tolerances go."""
+    return 1.0 if model.dtype in (torch.float32, torch.float64) else 10.0
 
 
 def shape_of(value: Any) -> str:
