@@ -27,7 +27,7 @@ def open_source(
     adapter: Adapter,
     *,
     images: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     batch_size: int = 8,
     seed: int = 0,
     hold_out: float = 0.0,
@@ -90,7 +90,7 @@ def open_source(
     return _streamed(opened, name, pixels, images, hold_out, split)
 
 
-def _scenes(split: Split, n: int, size: tuple[int, int] | None, seed: int, batch_size: int, hold_out: float) -> Source:
+def _scenes(split: Split, n: int, size: tuple[int, ...] | None, seed: int, batch_size: int, hold_out: float) -> Source:
     if size not in (None, (PIXELS, PIXELS)):
         raise TideError(f"scenes are {PIXELS} x {PIXELS} pixels; leave size off")
     if hold_out:
@@ -99,7 +99,7 @@ def _scenes(split: Split, n: int, size: tuple[int, int] | None, seed: int, batch
     return Source(BUNDLED, (PIXELS, PIXELS), n, scenes, limited=True, shown=BUNDLED)
 
 
-def _selected(data: Selected, name: str, size: tuple[int, int], images: int | None, hold_out: float) -> Source:
+def _selected(data: Selected, name: str, size: tuple[int, ...], images: int | None, hold_out: float) -> Source:
     n, total, shown = min(images or len(data), len(data)), len(data.images), data.images.shown
     reserved = total - len(data)
     held_out = f"{reserved:,} of the {total:,} images of {shown} {'are' if reserved > 1 else 'is'} held out"
@@ -120,7 +120,7 @@ def _selected(data: Selected, name: str, size: tuple[int, int], images: int | No
 
 
 def _streamed(
-    data: Stream, name: str, size: tuple[int, int], images: int | None, hold_out: float, split: str
+    data: Stream, name: str, size: tuple[int, ...], images: int | None, hold_out: float, split: str
 ) -> Source:
     if images is None:
         raise TideError(f"{data.shown} does not say how many images it has; set images to the number to read")

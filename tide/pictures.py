@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from tide.clip import clip_writer, filmstrip, frames_of, is_clip
+
 #: Pixels of the width of an image under a heat map.
 TILE = 256
 
@@ -21,7 +23,9 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """``[3, H, W]`` in [-1, 1] to an image."""
+    """``[3, H, W]`` in [-1, 1] to an image; a clip ``[3, F, H, W]`` to its :func:`~tide.clip.filmstrip`."""
+    if image.ndim == 4:
+        return filmstrip([to_image(frame) for frame in image.unbind(1)])
     return Image.fromarray(to_uint8(image))
 
 
@@ -36,6 +40,11 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def image_writer(image: Image.Image) -> Callable[[Path], None]:
     """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
     return lambda path: image.save(path, "PNG")
+
+
+def picture_writer(picture: Image.Image) -> Callable[[Path], None]:
+    """:func:`image_writer`, or of a clip what writes it as an animated WebP."""
+    return clip_writer(frames_of(picture)) if is_clip(picture) else image_writer(picture)
 
 
 def png_data(image: np.ndarray) -> str:

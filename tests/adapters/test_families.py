@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from math import prod
-from operator import attrgetter
 from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers.families import FAMILIES, STEPS, adapter, draw, hooks_of, pipeline
+from tests.helpers.families.parts_inputs import (
+    each_family,
+    latents_of,
+    modulated,
+    n_tokens,
+    pictures_of,
+    size_of,
+    text_of,
+)
 from tide.activations import ActivationBatch, collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.adapters.standins import listened
@@ -20,43 +27,17 @@ from tide.interpretation.trajectory import record_trajectory
 from tide.sae import TIDE
 from tide.training import ProgressiveK, TrainConfig, Trainer, build_model
 
-#: Families that go through all tests by default: the others do in ``make test-slow``.
-THOROUGH = ("flux", "lumina2", "pixart", "wan")
 #: The tests that all families go through by default.
 QUICK = ("test_image_tokens_of_every_block", "test_modulation_equals_the_blocks_own_norm", "test_no_op_edits")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    quick = metafunc.function.__name__ in QUICK
-    marks = {name: [] if quick or name in THOROUGH else [pytest.mark.slow] for name in FAMILIES}
-    metafunc.parametrize("name", [pytest.param(name, marks=marks[name]) for name in FAMILIES])
+    each_family(metafunc, QUICK)
 
 
-def size_of(name: str) -> tuple[int, ...]:
-    """Of the latents, behind their channels."""
-    own, family = adapter(name), FAMILIES[name]
-    frames = () if family.frames is None else (own.latent_frames(family.frames),)
-    return *frames, *(side // own.pixels_per_latent for side in family.size)
-
-
-def latents_of(name: str, n: int = 2) -> torch.Tensor:
-    shape = (n, adapter(name).latent_channels, *size_of(name))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
-
-
-def n_tokens(name: str) -> int:
-    return prod(FAMILIES[name].grid)
-
-
-def pictures_of(name: str) -> torch.Tensor:
-    """Two images, or clips of a video family."""
-    family = FAMILIES[name]
-    frames = () if family.frames is None else (family.frames,)
-    return torch.rand(2, 3, *frames, *family.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def text_of(name: str) -> dict[str, torch.Tensor]:
-    return adapter(name).encode_prompts(FAMILIES[name].prompts, FAMILIES[name].arguments.get("max_sequence_length"))
+def n_rows(name: str) -> int:
+    """Rows of a step of a guided run: of models that are distilled for guidance the prompts' alone."""
+    return 2 if adapter(name).spec.guidance == "none" else 4
 
 
 def calls_of(name: str, **kwargs) -> list[tuple[tuple, dict, torch.Tensor]]:
@@ -74,6 +55,11 @@ def calls_of(name: str, **kwargs) -> list[tuple[tuple, dict, torch.Tensor]]:
     return calls
 
 
+def run_of(name: str) -> torch.Tensor:
+    """The timesteps of the last run, as TIDE counts them."""
+    return adapter(name).from_scheduler(adapter(name).run_timesteps.float())
+
+
 def tapped(name: str, block: int, **kwargs) -> list[tuple[torch.Tensor, Any]]:
     """The block's image tokens, and the call, at every call of a run."""
     seen: list[tuple[torch.Tensor, Any]] = []
@@ -85,12 +71,22 @@ def tapped(name: str, block: int, **kwargs) -> list[tuple[torch.Tensor, Any]]:
 def make_sae(name: str, block: int) -> TIDE:
     """An SAE with the block's own modulation that fires on its activations; latent 5 never does."""
     own = adapter(name)
-    sae = build_model(own, block, TrainConfig(n_latents=96, k=12, modulation_init="adaln"))
+    modulated = bool(FAMILIES[name].norms)
+    sae = build_model(own, block, TrainConfig(n_latents=96, k=12, modulation=modulated, modulation_init="adaln"))
     x, call = tapped(name, block)[1]
     sae.calibrate(x, call)
     with torch.no_grad():
         sae.b_enc[5] = -1e6
     return sae.eval()
+
+
+def refuses(own: Any, tensor: str) -> bool:
+    """Whether the blocks have no module of this name, which has to be said in one line."""
+    if getattr(own.kind_of(0), tensor) is not None:
+        return False
+    with pytest.raises(TideError, match=f"has no {tensor} of its own; use output"):
+        own.hook_module(0, tensor)
+    return True
 
 
 class Fails(Edit):
@@ -121,17 +117,28 @@ def test_a_call_says_the_rows_and_columns_of_its_tokens(name):
 
 def test_what_enters_the_feed_forward_makes_its_output(name):
     """The module, run on the tokens that were read, gives the tokens that it gave."""
-    own, seen, outputs = adapter(name), [], []
+    own, seen, outputs, views = adapter(name), [], [], []
+    if refuses(own, "feed_forward"):
+        return
     module = own.hook_module(0, "feed_forward")
-    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output: outputs.append(output)),
+        own.transformer.register_forward_pre_hook(
+            lambda _module, args, kwargs: views.append(own.token_views([0], args, kwargs)[0]), with_kwargs=True
+        ),
+    ]
     with torch.no_grad(), tap(own, {0: lambda x, call: seen.append((x, call.inputs))}, "feed_forward", inputs=True):
         own.denoise(latents_of(name), 500, text_of(name))
-    handle.remove()
+    for hook in hooks:
+        hook.remove()
     x, inputs = seen[0]
     assert inputs.shape == x.shape == (2, n_tokens(name), own.d_model)
     with torch.no_grad():
-        again = module(own.with_image_tokens(outputs[0], inputs, "feed_forward"))
-    found = again if again.dim() == 3 else own.image_tokens(again, "feed_forward")
+        if outputs[0].dim() == 3 and outputs[0].shape == inputs.shape:
+            found = module(inputs.contiguous())
+        else:  # a map, or a joint sequence
+            again = module(views[0].with_image_tokens(outputs[0], inputs, "feed_forward"))
+            found = views[0].image_tokens(again, "feed_forward")
     # The same products, in float32, without those of text tokens.
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
 
@@ -141,6 +148,8 @@ def test_the_inputs_are_a_tensor_of_their_own(name, tensor):
     """Read by name they are what is read beside the output; they cannot be replaced."""
     own, rows = adapter(name), n_tokens(name)
     beside, alone = [], []
+    if refuses(own, tensor):
+        return
     with torch.no_grad(), tap(own, {0: lambda x, call: beside.append((call.inputs, x))}, tensor, inputs=True):
         own.denoise(latents_of(name), 500, text_of(name))
     inputs, outputs = beside[0]
@@ -156,9 +165,9 @@ def test_the_inputs_are_a_tensor_of_their_own(name, tensor):
 
 def test_a_token_is_a_square_of_the_image(name):
     """Row-major: latents that are changed in one corner change the tokens of that corner most."""
-    own, (*_, rows, columns) = adapter(name), FAMILIES[name].grid
+    own, (*_, rows, columns) = adapter(name), (1, *FAMILIES[name].grid)  # a sound is one row
     changed = (latents := latents_of(name, 1)).clone()
-    changed[..., -2:, -2:] += 3.0
+    changed[(..., *(slice(-2, None),) * min(len(FAMILIES[name].grid), 2))] += 3.0
     text = {key: value[:1] for key, value in text_of(name).items()}
     seen = []
     with torch.no_grad(), tap(own, {0: lambda x, call: seen.append(x[0])}):
@@ -166,11 +175,11 @@ def test_a_token_is_a_square_of_the_image(name):
         own.denoise(changed, 500, text)
     # The corner of every frame of a clip is changed; the last frame stands for all.
     moved = (seen[1] - seen[0]).norm(dim=1).reshape(-1, rows, columns)[-1]
-    side = 2 * rows // latents.shape[-2]  # of the changed square in tokens: two where tokens are single latents
+    side = 2 * columns // latents.shape[-1]  # of the changed square in tokens: two where tokens are single latents
     at = divmod(int(moved.argmax()), columns)
     assert at[0] >= rows - side
     assert at[1] >= columns - side
-    assert moved[-2:, -2:].mean() > 2 * moved[: rows // 2, : columns // 2].mean()
+    assert moved[-2:, -2:].mean() > 2 * moved[: max(rows // 2, 1), : columns // 2].mean()
 
 
 @pytest.mark.parametrize("chunk", ["msa", "mlp"])
@@ -178,32 +187,15 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
     """What the attention (or the feed-forward) reads is the norm's output, scaled and shifted."""
     own, family = adapter(name), FAMILIES[name]
     if chunk not in family.norms:
-        with pytest.raises(TideError, match="is not modulated"):
+        with pytest.raises(TideError, match=r"(is|are) not modulated"):
             own.modulation(0, chunk)
         return
-    for index, block in enumerate(own.blocks):
-        norms = family.norms_of(block)
-        norm, reader = (attrgetter(path)(block) for path in norms.get(chunk, norms["msa"]))
-        seen: dict[str, Any] = {}
-        hooks = [
-            norm.register_forward_hook(lambda _m, _a, output, seen=seen: seen.update(normed=output)),
-            reader.register_forward_pre_hook(
-                lambda _m, args, kwargs, seen=seen: seen.update(read=args[0] if args else kwargs["hidden_states"]),
-                with_kwargs=True,
-            ),
-        ]
-        with torch.no_grad(), tap(own, {index: lambda x, call, seen=seen: seen.update(call=call)}):
-            own.denoise(latents_of(name), torch.tensor([900, 40]), text_of(name))
-        for hook in hooks:
-            hook.remove()
-        call, modulation = seen["call"], own.modulation(index, chunk)
-        torch.testing.assert_close(call.timestep, torch.tensor([900.0, 40.0]), rtol=1e-4, atol=1e-3)
-        assert modulation.config.conditioned == (call.conditioning is not None)
-        with torch.no_grad():
-            scale, shift = modulation(call.timestep, call.conditioning)
-        read = seen["read"].flatten(2).transpose(1, 2) if seen["read"].ndim == 4 else seen["read"]
-        expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
-        torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-4)
+    for index in range(own.n_blocks):
+        found = modulated(own, name, index, chunk)
+        scale, shift, modulation = found.scale, found.shift, own.modulation(index, chunk)
+        torch.testing.assert_close(found.call.timestep, torch.tensor([900.0, 40.0]), rtol=1e-4, atol=1e-3)
+        assert modulation.config.conditioned == (found.call.conditioning is not None)
+        torch.testing.assert_close(found.read, found.expected, rtol=1e-4, atol=1e-4)
         assert (scale - scale.flip(0)).abs().max() + (shift - shift.flip(0)).abs().max() > 1e-3
         if index:
             following = own.modulation(index - 1, chunk, next_block=True)
@@ -219,8 +211,10 @@ def test_denoise_is_the_pipelines_own_call(name):
     if "guidance" in text:
         text["guidance"] = torch.full((2,), float(FAMILIES[name].unguided["guidance_scale"]))
     with torch.no_grad():
-        for (args, kwargs, expected), t in zip(calls, pipeline(name).scheduler.timesteps, strict=True):
-            found = own.denoise(own.latents_of(own.arguments(args, kwargs), size), t, text)
+        for (args, kwargs, expected), t in zip(calls, run_of(name), strict=True):
+            given = own.arguments(args, kwargs)
+            beside = {argument: given[argument] for argument in own.spec.beside}
+            found = own.denoise(own.latents_of(given, size), t, {**text, **beside})
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, own.prediction_of(expected, size), rtol=1e-4, atol=1e-5)
 
@@ -228,7 +222,7 @@ def test_denoise_is_the_pipelines_own_call(name):
 def test_timesteps_are_the_schedulers(name):
     """Whatever unit the transformer is given; and the schedule is known before the run."""
     seen = tapped(name, 0)
-    schedule = pipeline(name).scheduler.timesteps.float()
+    schedule = run_of(name)
     found = torch.stack([call.timestep for _, call in seen])
     torch.testing.assert_close(found, schedule[:, None].expand(-1, 2), rtol=1e-5, atol=1e-3)
     if adapter(name).schedule_arguments(STEPS).get("mu") is None or size_of(name) == adapter(name).default_latents:
@@ -240,14 +234,20 @@ def test_noise_and_prediction_lead_back_to_each_other(name):
     own, scheduler = adapter(name), pipeline(name).scheduler
     image, noise = latents_of(name), torch.randn(latents_of(name).shape, generator=torch.Generator().manual_seed(9))
     draw(name)
-    t = scheduler.timesteps[1]
+    t = run_of(name)[1]
     noisy = own.add_noise(image, noise, t)
     if own.flow_matching:
         prediction = noise - image
-        share = float(t) / 1000
-        torch.testing.assert_close(noisy, (1 - share) * image + share * noise)
+        sigmas = getattr(scheduler, "sigmas", None)
+        share = float(t) / 1000 if sigmas is None else float(sigmas[1])
+        if own.inverted and sigmas is not None:  # they count the share of the image
+            share = 1 - share
+        # Some schedulers round timesteps to whole numbers.
+        rounding = {} if scheduler.timesteps.is_floating_point() else {"atol": 0.01, "rtol": 0}
+        torch.testing.assert_close(noisy, (1 - share) * image + share * noise, **rounding)
     else:
-        abar = scheduler.alphas_cumprod[int(t)]
+        known = hasattr(scheduler, "alphas_cumprod")  # else the scheduler counts the noise of unscaled latents
+        abar = scheduler.alphas_cumprod[round(float(t))] if known else 1 / (1 + scheduler.sigmas[1] ** 2)
         epsilon = scheduler.config.prediction_type == "epsilon"
         prediction = noise if epsilon else abar.sqrt() * noise - (1 - abar).sqrt() * image
         torch.testing.assert_close(noisy, abar.sqrt() * image + (1 - abar).sqrt() * noise)
@@ -296,7 +296,7 @@ def test_conditional_rows_are_the_prompts(name):
     """At the first step of a guided run they hold what a run on the prompts alone holds, and the others do not."""
     block = adapter(name).n_blocks - 2
     # Where the scale is embedded, it is the same in both runs.
-    both = {"guidance_scale", "true_cfg_scale"} <= FAMILIES[name].guided.keys()
+    both = {"guidance_scale", "true_cfg_scale"} <= FAMILIES[name].guided.keys() or n_rows(name) == 2
     guidance = {"guidance_scale": FAMILIES[name].guided["guidance_scale"]} if both else {}
     alone, guided = tapped(name, block, **guidance), tapped(name, block, guided=True)
     first = guided[: len(guided) // STEPS]
@@ -304,9 +304,9 @@ def test_conditional_rows_are_the_prompts(name):
     rows = torch.cat([x for x, _ in first])
     conditional = torch.cat([call.conditional for _, call in first])
     assert conditional.sum() == 2
-    assert len(conditional) == 4
+    assert len(conditional) == n_rows(name)
     torch.testing.assert_close(rows[conditional], alone[0][0], rtol=1e-4, atol=1e-4)
-    assert (rows[~conditional] - alone[0][0]).abs().max() > 1e-3
+    assert n_rows(name) == 2 or (rows[~conditional] - alone[0][0]).abs().max() > 1e-3
     assert all(call.conditional.all() for _, call in alone)
 
 
@@ -346,9 +346,10 @@ def test_collect_noised_images(name):
         nearest = [[min(grid, key=lambda g, t=t: abs(g - t)) for t in pair] for pair in steps]
         torch.testing.assert_close(torch.tensor(steps), torch.tensor(nearest).float(), rtol=1e-4, atol=1e-2)
         assert all(grid.index(later) == grid.index(earlier) + 1 for earlier, later in nearest)
-        with torch.no_grad():
-            scale, _ = own.modulation(block)(batch.timestep, batch.conditioning)
-        assert scale.shape == (4, own.d_model)
+        if family.norms:
+            with torch.no_grad():
+                scale, _ = own.modulation(block)(batch.timestep, batch.conditioning)
+            assert scale.shape == (4, own.d_model)
 
 
 def test_collect_along_the_sampling_process(name):
@@ -370,10 +371,10 @@ def test_collect_along_the_sampling_process(name):
     conditional, both = collected(), collected(rows="both")
     n = n_tokens(name) // 2
     assert len(conditional) == STEPS * 2 * n
-    assert len(both) == 2 * len(conditional)
+    assert len(both) == n_rows(name) // 2 * len(conditional)
     assert torch.equal(both.take(both.sample >= 0).x, conditional.x)
     pairs = collected(rows="both", paired=True)
-    assert len(pairs) == 2 * (STEPS - 1) * 4 * n
+    assert len(pairs) == 2 * (STEPS - 1) * n_rows(name) * n
     assert torch.equal(pairs.sample[::2], pairs.sample[1::2])
     assert torch.equal(pairs.token[::2], pairs.token[1::2])
     steps = pairs.timestep[pairs.group.long()].reshape(-1, 2)
@@ -384,7 +385,13 @@ def test_train_and_load(name, tmp_path):
     own = adapter(name)
     block = own.n_blocks - 2
     config = TrainConfig(
-        n_latents=64, k=8, steps=12, batch_tokens=32, log_every=1, progressive_k=ProgressiveK(shape="off")
+        n_latents=64,
+        k=8,
+        steps=12,
+        batch_tokens=32,
+        log_every=1,
+        progressive_k=ProgressiveK(shape="off"),
+        modulation=bool(FAMILIES[name].norms),
     )
     data = [(latents_of(name), text_of(name))]
     batches = [batch[block] for batch in collect(own, data, [block], token_fraction=1.0)]
@@ -424,7 +431,7 @@ def test_edits_reach_the_steps_asked_for(name):
 
     with edit(pipeline(name), make_sae(name, block), Watch(), steps=(0.3, 0.6)):
         draw(name, guided=True)
-    expected = float(pipeline(name).scheduler.timesteps[1])
+    expected = float(run_of(name)[1])
     assert seen
     torch.testing.assert_close(torch.tensor(seen), torch.full((len(seen),), expected), rtol=1e-5, atol=1e-3)
 
@@ -498,12 +505,14 @@ def test_nothing_is_left_behind_when_the_pipeline_raises(name):
 def test_other_tensors_of_a_block(name, tensor):
     """Read at the width of the block, and put back where they were."""
     own, seen = adapter(name), []
+    if refuses(own, tensor):
+        return
     text, latents = text_of(name), latents_of(name)
     with torch.no_grad():
         expected = own.denoise(latents, 500, text)
         with tap(own, {0: lambda x, call: seen.append(x) or x.clone()}, tensor):
             assert torch.equal(own.denoise(latents, 500, text), expected)
-        with tap(own, {0: lambda x, call: 3 * x}, tensor):
+        with tap(own, {0: lambda x, call: 3 * x + 1}, tensor):  # some blocks norm it, which undoes a mere factor
             assert not torch.allclose(own.denoise(latents, 500, text), expected, atol=1e-5)
     assert seen[0].shape == (2, n_tokens(name), own.d_model)
 

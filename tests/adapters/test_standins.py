@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from itertools import permutations
 from typing import Any
@@ -107,3 +108,21 @@ def test_a_missing_attribute_is_an_error_that_leaves_nothing():
     with pytest.raises(AttributeError), replaced(owner, "absent", 1):
         pass
     assert vars(owner) == {"kept": "kept"}
+
+
+def test_a_deep_copy_of_the_owner_has_its_own_method_and_no_listeners():
+    heard: list[int] = []
+    owner = Counter()
+    with listened(owner, "count", before=heard.append):
+        other = copy.deepcopy(owner)
+        owner.count(1)
+        other.count(5)
+    assert (owner.total, other.total) == (1, 5)
+    assert heard == [1]
+
+
+class Counter:
+    total = 0
+
+    def count(self, n: int) -> None:
+        self.total += n

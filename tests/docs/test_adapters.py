@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 import torch
 
 from tests.helpers.adapters import own_modules
-from tests.helpers.families import CORE, adapter, hooks_of
+from tests.helpers.families import hooks_of
 from tests.helpers.pages import ROOT, run_page
 from tide.adapters import tap
-from tide.adapters.pipelines import REFUSED, SUPPORTED
 
 PAGE = ROOT / "docs" / "adapters.md"
 
@@ -69,23 +67,3 @@ def test_the_examples_modulation_and_rows_are_right(example):
     torch.testing.assert_close(seen["read"], expected, rtol=1e-4, atol=1e-4)
     assert seen["call"].conditional.tolist() == [True, False]
     torch.testing.assert_close(seen["call"].timestep, own.pipe.scheduler.timesteps[-1:].float().expand(2))
-
-
-def test_the_page_names_every_pipeline_class_with_what_it_draws_from():
-    """A row of the tables begins with classes; their inputs, if they need any, follow."""
-    rows = [line.split("|")[1:3] for line in PAGE.read_text().splitlines() if re.match(r"\| \w+Pipeline\b", line)]
-    named = {name: inputs for names, inputs in rows for name in re.findall(r"\w+Pipeline\b", names)}
-    assert named.keys() == SUPPORTED.keys() | REFUSED.keys()
-    for name, inputs in SUPPORTED.items():
-        assert re.findall(r"`(\w+)`", named[name]) == list(inputs)
-
-
-@pytest.mark.parametrize("name", CORE)
-def test_the_tables_name_every_family_and_its_transformer(name):
-    own = adapter(name)
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{own.family}` |")]
-    assert len(rows) == 2
-    assert type(own.transformer).__name__ in rows[0]
-    config = own.modulation(0).config
-    kind = ["scale"] * config.has_scale + ["shift"] * config.has_shift
-    assert rows[1].split("|")[2].split(";")[0].split(", of")[0].strip() == ", ".join(kind)

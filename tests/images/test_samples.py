@@ -83,7 +83,7 @@ def test_a_reading_from_a_sample_on_knows_those_before(folder, start):
 
 def test_images_before_the_start_are_not_decoded(folder, monkeypatch):
     opened = []
-    monkeypatch.setattr("tide.images.samples.to_tensor", lambda image, size: opened.append(1) or torch.zeros(3, 4, 4))
+    monkeypatch.setattr("tide.images.sets.to_tensor", lambda image, size: opened.append(1) or torch.zeros(3, 4, 4))
     list(open_data(folder, 8).from_sample(4))
     assert len(opened) == 1
 

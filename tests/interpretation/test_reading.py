@@ -19,7 +19,7 @@ TIMESTEPS = torch.tensor([800, 200])
 )
 @pytest.mark.parametrize("name", ["alpha", "alpha_with_sizes"])
 def test_equals_one_image_at_a_time(request, name, tensor, target):
-    """With sizes the model is conditioned, on the same whatever the timestep. Of a transcoder the input is read."""
+    """With sizes the model is conditioned. Of a transcoder the input is read."""
     adapter = adapter_for(request.getfixturevalue(name))
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 3, 4, 16, 16, generator=generator)
@@ -39,7 +39,7 @@ def test_equals_one_image_at_a_time(request, name, tensor, target):
                 adapter.denoise(noisy, t, one)
             torch.testing.assert_close(x[i, j], seen[0][0][0], rtol=1e-4, atol=1e-4)
             if conditioned:
-                torch.testing.assert_close(conditioning[j], seen[0][1][0])
+                torch.testing.assert_close(conditioning[i, j], seen[0][1][0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_a_block(alpha):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ from tide.checks import GUIDANCE, check_count
 from tide.errors import TideError
 from tide.sae.config import check_target
 
-#: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, with captions or encoded prompts; or one of the
-#: other forms that :func:`tide.activations.given.batches_of` takes.
+#: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, clips ``[B, 3, F, H, W]`` or theirs, with captions or
+#: encoded prompts; or one of the other forms that :func:`tide.activations.given.batches_of` takes.
 Data = Iterable[Batch] | Any
 
 
@@ -98,7 +99,12 @@ def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | No
         if captions:
             return Prepared(latents, adapter.encode_prompts(captions, max_sequence_length))
         rows = [text for _, text in items if not isinstance(text, str)]
-        return Prepared(latents.float(), {name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        return Prepared(latents.float(), {name: _stacked([row[name] for row in rows]) for name in rows[0]})
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """Texts that were encoded in several batches, which may be padded to other lengths, padded to the longest."""
+    return torch.stack(rows) if rows[0].ndim == 0 else torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def prepare(
@@ -187,7 +193,7 @@ def collect(
     for items in _batches(_items_between(given, start, stop), options.batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         numbers = range(sample, sample + len(items))
-        n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))
+        n_tokens = prod(adapter.token_grid(*latents.shape[2:]))
         repeats = 1 + options.paired  # rows of one image stand next to each other
         draws = [_Draw.of(seed, i, grid, n_tokens, options, latents.shape[1:]) for i in numbers]
         timestep = torch.cat([draw.timesteps for draw in draws])

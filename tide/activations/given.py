@@ -69,7 +69,8 @@ def checked(adapter: Adapter, item: Any, name: str, first: bool = True) -> Batch
     """A batch ``(images, text)`` as tensors. ``name`` is what messages call it.
 
     ``images`` are images ``[B, 3, H, W]`` or latents ``[B, c, h, w]``, a single one without its first dimension; images
-    may be an array ``[B, H, W, 3]``, uint8, or a list of pictures. ``text`` is a caption, a class or the encoded prompt
+    may be an array ``[B, H, W, 3]``, uint8, or a list of pictures. For videos they may be clips ``[B, 3, F, H, W]`` or
+    latents ``[B, c, f, h, w]``, and sound is ``[B, channels, n]``. ``text`` is a caption, a class or the encoded prompt
     of each. Floats in [0, 1] get a warning in the ``first`` batch.
 
     Raises :class:`~tide.errors.TideError` for other shapes and for images in other ranges.
@@ -78,12 +79,16 @@ def checked(adapter: Adapter, item: Any, name: str, first: bool = True) -> Batch
         raise TideError(f"{name} of the data is {_kind(item)}; {_PAIRS}")
     given, text = item
     images = _tensor(adapter, given, name)
-    if images.ndim == 3:
+    known = {"images": (4,), "videos": (4, 5), "audio": (3,)}[adapter.draws]
+    if images.ndim == known[-1] - 1 and images.ndim not in known:
         images, text = images[None], text if isinstance(text, Mapping) else [text]
-    if images.ndim != 4:
-        raise TideError(f"the images of {name} have the shape {list(images.shape)}; {_PAIRS}")
+    if images.ndim not in known:
+        pairs = _PAIRS if 5 not in known else _PAIRS.replace("images [B, 3, H, W]", "clips [B, 3, F, H, W]")
+        raise TideError(f"the images of {name} have the shape {list(images.shape)}; {pairs}")
     if images.shape[1] != adapter.latent_channels or images.dtype == torch.uint8:
-        images = _as_images(adapter, images, name, first)
+        images = (
+            _as_clips(adapter, images, name, first) if images.ndim == 5 else _as_images(adapter, images, name, first)
+        )
     if isinstance(text, Mapping):
         return images, text
     return images, _captions(text, len(images), name)
@@ -103,13 +108,23 @@ def _tensor(adapter: Adapter, given: Any, name: str) -> Tensor:
 
 
 def _as_images(adapter: Adapter, images: Tensor, name: str, first: bool) -> Tensor:
-    images = as_channels_first(images)
+    if adapter.draws == "audio":
+        return signed(images, f"the waveforms of {name}", warns=first)
+    images = as_channels_first(images) if images.ndim == 4 else images
     if (n := images.shape[1]) != 3:
         raise TideError(
             f"data have {n} {'channel' if n == 1 else 'channels'}; images have 3, latents {adapter.latent_channels}"
             f"{' and no uint8' if images.dtype == torch.uint8 else ''}"
         )
     return signed(images, f"the images of {name}", warns=first)
+
+
+def _as_clips(adapter: Adapter, clips: Tensor, name: str, first: bool) -> Tensor:
+    """Clips ``[B, 3, F, H, W]``, or uint8 also ``[B, F, H, W, 3]``, by their frames as images."""
+    last = clips.shape[1] != 3 and clips.shape[-1] == 3
+    frames = (clips if last else clips.transpose(1, 2)).flatten(0, 1)
+    images = _as_images(adapter, frames, name, first)
+    return images.unflatten(0, (len(clips), -1)).transpose(1, 2)
 
 
 def _captions(text: Any, n: int, name: str) -> list[str]:

@@ -45,7 +45,7 @@ class Source:
     """
 
     name: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     n_images: int
     batches: Samples
     exact: bool = True
@@ -103,7 +103,7 @@ class Source:
         rendered."""
         return self.batches.listing(self.n_images)
 
-    def prompts(self, size: tuple[int, int]) -> Prompts:
+    def prompts(self, size: tuple[int, ...]) -> Prompts:
         """The captions, to sample images of ``size`` from."""
         texts = tuple(islice(self.batches.captions(), self.n_images))
         return Prompts(
@@ -153,7 +153,7 @@ class Prompts:
     """
 
     name: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     texts: tuple[str, ...]
     limited: bool = False
     options: dict[str, str] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
@@ -34,6 +35,9 @@ Text = Mapping[str, Tensor]
 
 #: The dimensions of latents, batch and channels included.
 _DIMENSIONS = {"images": 4, "videos": 5, "audio": 3}
+#: How pipelines name what their VAE compresses, after "vae_".
+_SPATIAL = ("scale_factor", "scale_factor_spatial", "spatial_scale_factor", "spatial_compression_ratio")
+_TEMPORAL = ("scale_factor_temporal", "temporal_scale_factor", "temporal_compression_ratio")
 #: The dtypes that pipelines compute in.
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -49,16 +53,11 @@ class TokenView(Protocol):
 
 class Embedded(NamedTuple):
     """Where a call's conditioning can be read: what ``whole`` returns (its item ``part``, where that is a tuple) less
-    what ``time`` returns, the embedding of the timestep alone; None where ``whole`` returns the conditioning itself."""
+    what ``time`` returns, the embedding of the timestep alone; None where ``whole`` does not contain that."""
 
     whole: nn.Module
     part: int | None
     time: nn.Module | None
-
-    @property
-    def modules(self) -> set[nn.Module]:
-        """What has to run before it can be read."""
-        return {self.whole} if self.time is None else {self.whole, self.time}
 
 
 class GivenRows(NamedTuple):
@@ -83,6 +82,8 @@ class Adapter(ABC):
     family: ClassVar[str]
     #: Noise is mixed in linearly and the model predicts a velocity, rather than by ``alphas_cumprod``.
     flow_matching: ClassVar[bool] = False
+    #: The scheduler counts from noise (0) to image (1000), along the opposite of the velocity.
+    inverted: ClassVar[bool] = False
     #: The transformer's arguments for the latents and for the timestep.
     latents_argument: ClassVar[str] = "hidden_states"
     timestep_argument: ClassVar[str] = "timestep"
@@ -102,6 +103,8 @@ class Adapter(ABC):
     steps_both_branches: ClassVar[bool] = False
     #: The attribute of what the pipeline returns that holds the latents.
     result: ClassVar[str] = "images"
+    #: The pipeline's argument for the number of frames of a video.
+    frames_argument: ClassVar[str] = "num_frames"
     #: The pipeline has further transformers, so that a run may not call this one.
     runs_in_turn: bool = False
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
@@ -191,6 +194,17 @@ class Adapter(ABC):
         """Whether the transformer has an argument of this name."""
         return name in self._signature.parameters
 
+    def n_images_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+        """How many tokens of images a row of a transformer call has, those of reference pictures included; None where
+        the call does not say."""
+        grid = self.grid_of(args, kwargs)
+        return None if grid is None else prod(grid)
+
+    def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
+        """The arguments of the transformer for encoded prompts, in a call with so many tokens of images
+        (:meth:`n_images_of`): ``text`` itself, unless the transformer takes it in another form."""
+        return dict(text)
+
     def with_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], changes: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -206,7 +220,10 @@ class Adapter(ABC):
         timestep = arguments.get(self.timestep_argument)
         if timestep is None:
             raise TideError(f"the transformer was called without a timestep; pass {self.timestep_argument}=")
-        timestep = torch.as_tensor(timestep, device=self.device_of(arguments)).reshape(-1)
+        timestep = torch.as_tensor(timestep, device=self.device_of(arguments))
+        if timestep.ndim > 1:  # one for each token
+            timestep = timestep.flatten(1).amax(1)
+        timestep = timestep.reshape(-1)
         offset, factor = self.timestep_unit
         return ((timestep.to(torch.float32) - offset) / factor).expand(self.n_rows(arguments))
 
@@ -300,6 +317,8 @@ class Adapter(ABC):
         check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+        # Some pipelines write their templates into the lists of prompts that they are given.
+        kwargs = {name: list(given) if isinstance(given, list) else given for name, given in kwargs.items()}
         found: Tensor = getattr(
             self.pipe(
                 prompt=list(prompts),
@@ -374,10 +393,14 @@ class Adapter(ABC):
         VAE compresses."""
         return (frames - 1) // self.frames_per_latent + 1
 
+    def clip_frames(self, latent_frames: int) -> int:
+        """Frames of the clip that so many frames of latents decode to: the inverse of :meth:`latent_frames`."""
+        return (latent_frames - 1) * self.frames_per_latent + 1
+
     @property
     def frames_per_latent(self) -> int:
         """How many frames of a video one of its latents represents, after the first."""
-        return int(getattr(self.pipe, "vae_scale_factor_temporal", None) or 1)
+        return int(self._of_vae(*(f"vae_{each}" for each in _TEMPORAL)) or 1)
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
@@ -386,8 +409,12 @@ class Adapter(ABC):
     @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent represents."""
-        scale = getattr(self.pipe, "vae_scale_factor", None) or getattr(self.pipe, "vae_scale_factor_spatial", None)
+        scale = self._of_vae(*(f"vae_{each}" for each in _SPATIAL))
         return int(scale or pixels_per_latent(vae_of(self.pipe, "give the size of latents")))
+
+    def _of_vae(self, *names: str) -> int | None:
+        """What the pipeline says of its VAE, by whichever of these names it has for it."""
+        return next((found for name in names if (found := getattr(self.pipe, name, None))), None)
 
     @property
     def default_latents(self) -> tuple[int, ...]:
@@ -428,7 +455,33 @@ class Adapter(ABC):
 
         If the schedule depends on the image's size, those for :attr:`default_latents`.
         """
-        return schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        found = schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        return self.from_scheduler(found).sort(descending=True).values
+
+    def from_scheduler(self, timestep: Tensor) -> Tensor:
+        """Timesteps from 1000 (noise) to 0, of those of a scheduler that counts otherwise; most count so, too."""
+        return 1000 - timestep if self.inverted else timestep
+
+    def to_scheduler(self, timestep: Tensor) -> Tensor:
+        """The inverse of :meth:`from_scheduler`."""
+        return 1000 - timestep if self.inverted else timestep
+
+    def prediction_of_step(self, prediction: Tensor) -> Tensor:
+        """What the pipeline hands to its scheduler's step as the model's prediction, as :meth:`denoise` returns it."""
+        return -prediction if self.inverted else prediction
+
+    @property
+    def run_timesteps(self) -> Tensor:
+        """The timesteps of the run that the scheduler is set to, as it counts them, one for each call."""
+        return torch.as_tensor(self.pipe.scheduler.timesteps)
+
+    def of_step(self, prediction: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, float, Tensor]:
+        """What the model predicted, the timestep, and the noisy latents that it was given, of what the scheduler's
+        ``step`` is given."""
+        # Schedulers of another parametrisation scale them; the others return the sample itself.
+        given = getattr(self.pipe.scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
+        at = float(self.from_scheduler(torch.as_tensor(timestep).flatten()[:1]))
+        return self.prediction_of_step(prediction), at, given
 
     def check_steps(self, n_steps: int) -> None:
         """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""

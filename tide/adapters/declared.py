@@ -27,7 +27,7 @@ from tide.adapters.base import (
     halves,
 )
 from tide.adapters.guidance import Guidance
-from tide.adapters.packing import PACK, pack, unpack
+from tide.adapters.packing import pack, positions, unpack
 from tide.adapters.places import Places
 from tide.adapters.spec import Blocks, Embedding, Sinusoid, Spec
 from tide.errors import TideError
@@ -35,8 +35,8 @@ from tide.sae.modulation import Modulation
 
 
 def at(root: Any, path: str) -> Any:
-    """The attribute at a dotted path; ``root`` itself at an empty one."""
-    return reduce(getattr, path.split(".") if path else (), root)
+    """The attribute at a dotted path; itself at an empty one."""
+    return reduce(getattr, path.split("."), root) if path else root
 
 
 class DeclaredAdapter(Adapter):
@@ -55,6 +55,7 @@ class DeclaredAdapter(Adapter):
             cls.family, cls.flow_matching, cls.timestep_unit = spec.family, spec.flow_matching, spec.timestep_unit
             cls.shifts_latents, cls.steps_both_branches = spec.shifts_latents, spec.steps_both_branches
             cls.latents_argument, cls.timestep_argument = spec.latents_argument, spec.timestep_argument
+            cls.inverted = spec.inverted
             cls.call_defaults, cls.result, cls.draws = spec.call_defaults, spec.result, spec.draws
             cls.scales_channels, cls.vae_has_frames = spec.scales_channels, spec.vae_has_frames
 
@@ -106,15 +107,17 @@ class DeclaredAdapter(Adapter):
     ) -> dict[int, TokenView]:
         if type(self).image_tokens is not DeclaredAdapter.image_tokens:  # one's own, of an adapter that extends this
             return super().token_views(blocks, args, kwargs)
-        arguments = self.arguments(args, kwargs)
         grid = self.grid_of(args, kwargs)
         n_tokens = None if grid is None else prod(grid)
-        n_images = arguments[self.latents_argument].shape[1] if self.spec.packed else n_tokens
+        n_images = self.n_images_of(args, kwargs)
         return {block: Places(self.kind_of(block), n_tokens, n_images) for block in blocks}
 
     def token_grid(self, *latents: int) -> tuple[int, ...]:
-        patch = PACK if self.spec.packed else int(self.transformer.config.patch_size)
-        return *latents[:-2], latents[-2] // patch, latents[-1] // patch
+        own = None if self.spec.packed else getattr(self.transformer.config, "patch_size", None)
+        patch = self.spec.square if own is None else own
+        if isinstance(patch, int):
+            patch = (getattr(self.transformer.config, "patch_size_t", None) or 1, patch, patch)
+        return tuple(side // each for side, each in zip(latents, patch[-len(latents) :], strict=True))
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
         arguments = self.arguments(args, kwargs)
@@ -122,13 +125,21 @@ class DeclaredAdapter(Adapter):
             return _grid_of_positions(arguments.get("img_ids"))
         if self.spec.grid == "img_shapes":
             shapes = arguments.get("img_shapes")
-            return None if not shapes else _without_one_frame(shapes[0][0])
+            # A list for each row, of the image and of reference pictures; or the image alone (ControlNet).
+            return (
+                None if not shapes else _without_one_frame(shapes[0][0] if isinstance(shapes[0], list) else shapes[0])
+            )
         if self.spec.grid == "size arguments":
             return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
         hidden = arguments.get(self.latents_argument)
-        if not isinstance(hidden, Tensor) or hidden.ndim < 4:
+        if not isinstance(hidden, Tensor) or hidden.ndim < (3 if self.spec.draws == "audio" else 4):
             return None
         return self.token_grid(*hidden.shape[2:])
+
+    def n_images_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+        if self.spec.packed:
+            return int(self.arguments(args, kwargs)[self.latents_argument].shape[1])
+        return super().n_images_of(args, kwargs)
 
     # -- modulation
 
@@ -138,9 +149,9 @@ class DeclaredAdapter(Adapter):
             return GivenRows(kind.given, kind.given_rows)
         if spec is None or not self.is_conditioned:
             return None
-        if spec.added is not None:
-            return Embedded(at(self.transformer, spec.added), None, None)
         whole = self._embedding_module(spec, block)
+        if spec.added is not None:
+            return Embedded(at(whole, spec.added), spec.part, None)
         return Embedded(whole, spec.part, at(whole, spec.embedder))
 
     @property
@@ -154,7 +165,8 @@ class DeclaredAdapter(Adapter):
         spec = self.spec.embedding
         if spec is None or isinstance(spec.conditioned, bool):
             return spec is not None and bool(spec.conditioned)
-        return bool(getattr(self.transformer, spec.conditioned, None))
+        found = reduce(lambda owner, name: getattr(owner, name, None), spec.conditioned.split("."), self.transformer)
+        return bool(found)
 
     def _embedding_module(self, spec: Embedding, block: int) -> nn.Module:
         module: nn.Module = at(self.blocks[block] if spec.of_block else self.transformer, spec.path)
@@ -198,15 +210,17 @@ class DeclaredAdapter(Adapter):
     # -- the rows of guidance
 
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
-        if self.spec.guidance == "two calls":
+        if self.spec.guidance in ("two calls", "none"):
             return torch.ones(batch_size, dtype=torch.bool)
         first = self.spec.guidance.partition(", ")[0]
         return halves(batch_size, do_cfg, conditional="first" if first == "conditional" else "last")
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
+        arguments = self.arguments(args, kwargs)
+        if self.spec.guidance == "none":
+            return self.conditional_rows(self.n_rows(arguments), False)
         if self.spec.guidance != "two calls":
             return super().conditional_of(args, kwargs, guidance)
-        arguments = self.arguments(args, kwargs)
         name, place = next(iter(self.spec.text.outputs.items()))
         prompt = guidance.is_prompt(arguments.get(name), place, self.spec.negative)
         return torch.full((self.n_rows(arguments),), prompt)
@@ -222,14 +236,12 @@ class DeclaredAdapter(Adapter):
         """
         check_text_encoder(self.pipe)
         text, call = self.spec.text, inspect.signature(type(self.pipe).__call__).parameters
-        found = self.pipe.encode_prompt(
-            list(prompts),
-            **{
-                **{name: call[name].default for name in text.as_called},
-                **({} if max_sequence_length is None or text.length is None else {text.length: max_sequence_length}),
-                **text.arguments,
-            },
-        )
+        arguments = {**{name: call[name].default for name in text.as_called}, **text.arguments}
+        if max_sequence_length is not None and text.length is not None:
+            arguments[text.length] = max_sequence_length
+        if text.count is not None:
+            arguments[text.count] = len(prompts)
+        found = self.pipe.encode_prompt(list(prompts), **arguments)
         parts = found if isinstance(found, tuple | list) else (found,)
         encoded = {name: self._given(parts[place]) for name, place in text.outputs.items() if parts[place] is not None}
         if text.guidance is not None and self.transformer.config.guidance_embeds:
@@ -252,18 +264,30 @@ class DeclaredAdapter(Adapter):
         the velocity from image to noise. A learned variance, where the model has one, is dropped."""
         self.check_latents_alone()
         latents = latents.to(self.device, self.dtype)
+        text = {name: value.to(latents.device) for name, value in text.items()}
         steps = self.given_timestep(timestep, latents)
-        prediction = self.transformer(
-            **({"return_dict": False} if self.takes("return_dict") else {}),
-            **{
-                self.latents_argument: pack(latents) if self.spec.packed else latents,
-                self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
-            },
-            **{**self.spec.call, **self.call_arguments(latents, steps, text)},
-            **{name: value.to(latents.device) for name, value in text.items()},
-        )
-        prediction = prediction if isinstance(prediction, Tensor) else prediction[0]
+        arguments = {
+            self.latents_argument: self.packed(latents),
+            self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
+            **self.text_arguments(text, prod(self.token_grid(*latents.shape[2:]))),
+            **self.spec.call,
+            **self.call_arguments(latents, steps, text),
+        }
+        given = arguments.pop(self.latents_argument)  # by position, as pipelines of diffusers do
+        plain = {"return_dict": False} if self.takes("return_dict") else {}
+        output = self.transformer(given, **plain, **arguments)
+        prediction = output if isinstance(output, Tensor) else output[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
+
+    def _embedded(self, name: str, value: Tensor) -> Tensor:
+        """A text's argument as the model is given it; the guidance scale in the units that it embeds."""
+        factor = self.guidance_factor
+        return value if name != "guidance" or factor == 1 else value * factor
+
+    @property
+    def guidance_factor(self) -> float:
+        """What the pipeline multiplies an embedded guidance scale by."""
+        return self.spec.text.guidance_factor
 
     def prediction_of(self, output: Any, size: tuple[int, ...]) -> Tensor:
         """What :meth:`denoise` returns, of what the transformer returned for latents of this ``size``."""
@@ -274,12 +298,33 @@ class DeclaredAdapter(Adapter):
         return self.unpacked(arguments[self.latents_argument], size)
 
     def call_arguments(self, latents: Tensor, steps: Tensor, text: Text) -> dict[str, Any]:
-        """Further arguments of a call on these latents, at the timesteps ``steps`` that the transformer is given."""
-        return {}
+        """Further arguments of a call on these latents, at the timesteps ``steps`` that the transformer is given: where
+        it takes ``img_ids``, the positions of the image tokens; where ``img_shapes``, their rows and columns."""
+        if self.spec.grid not in ("img_ids", "img_shapes"):
+            return {}
+        rows, columns = self.token_grid(*latents.shape[2:])
+        if self.spec.grid == "img_shapes":
+            return {"img_shapes": [[(1, rows, columns)]] * len(latents)}
+        return {"img_ids": positions((rows, columns), self._n_axes).to(latents)}
+
+    def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
+        given: dict[str, Any] = {name: self._embedded(name, value) for name, value in text.items()}
+        if self.spec.text.mask_of_all is not None:
+            mask = text[self.spec.text.mask_of_all]
+            given[self.spec.text.mask_of_all] = torch.cat([mask, mask.new_ones(len(mask), n_images or 0)], dim=1)
+        if self.spec.grid == "img_ids":
+            words = next(iter(text.values()))
+            given = {"txt_ids": words.new_zeros(words.shape[1], self._n_axes), **given}
+        return given
+
+    @property
+    def _n_axes(self) -> int:
+        """How many coordinates the position of a token has."""
+        return len(self.transformer.config.axes_dims_rope)
 
     def check_latents_alone(self) -> None:
         """Raises :class:`~tide.errors.TideError` if the transformer also takes pictures as channels of its input."""
-        given = int(self.transformer.config.in_channels) // (PACK**2 if self.spec.packed else 1)
+        given = int(self.transformer.config.in_channels) // (self.spec.square**2 if self.spec.packed else 1)
         if given != self.latent_channels:
             raise TideError(
                 f"this transformer is given {given - self.latent_channels} channels of pictures beside the latents, "
@@ -288,8 +333,10 @@ class DeclaredAdapter(Adapter):
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the scaled latents that :meth:`denoise` takes."""
-        return super().latent_channels // (PACK**2 if self.spec.packed else 1)
+        """Channels of the scaled latents that :meth:`denoise` takes: what it is given may have further ones."""
+        config = self.transformer.config
+        channels = getattr(config, self.spec.channels, None) or config.in_channels
+        return int(channels) // (self.spec.square**2 if self.spec.packed else 1)
 
     # -- the pipeline
 
@@ -297,15 +344,24 @@ class DeclaredAdapter(Adapter):
     def default_latents(self) -> tuple[int, ...]:
         if self.spec.size == "call":
             return self._size_of_call()
-        side = self.transformer.config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
-        return int(side), int(side)
+        config = self.transformer.config
+        if self.spec.size == "config.sample_height":
+            return int(config.sample_frames), int(config.sample_height), int(config.sample_width)
+        if isinstance(self.spec.size, int):
+            side = self.spec.size // self.pixels_per_latent
+        else:
+            side = config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
+        return (int(side),) if self.spec.draws == "audio" else (int(side), int(side))
 
     def _size_of_call(self) -> tuple[int, ...]:
         call = inspect.signature(type(self.pipe).__call__).parameters
-        height, width = (call[name].default // self.pixels_per_latent for name in ("height", "width"))
+        own = (call[name].default or getattr(self.pipe, f"default_{name}") for name in ("height", "width"))
+        height, width = (side // self.pixels_per_latent for side in own)
         if self.spec.draws == "images":
             return height, width
-        return self.latent_frames(call["num_frames"].default), height, width
+        if self.spec.frames not in call:
+            raise TideError(f"{type(self.pipe).__name__} draws as many frames as it is given; say how many")
+        return self.latent_frames(call[self.spec.frames].default), height, width
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
         scheduler = self.pipe.scheduler
@@ -330,7 +386,7 @@ class DeclaredAdapter(Adapter):
         **kwargs: Any,
     ) -> Tensor:
         found = self.run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
-        return self._unpacked_drawing(found, kwargs) if self.spec.packed else found
+        return self._unpacked_drawing(found, kwargs) if self.spec.packed or self.spec.sequence else found
 
     def run_pipeline(
         self,
@@ -343,25 +399,47 @@ class DeclaredAdapter(Adapter):
         length, scale = kwargs.pop("max_sequence_length", None), self.spec.guidance_scale
         if length is not None and self.spec.text.length is not None:
             kwargs[self.spec.text.length] = length
+        if "num_frames" in kwargs:
+            kwargs[self.spec.frames] = kwargs.pop("num_frames")
         if scale != "guidance_scale":
             kwargs = {scale: guidance_scale, **kwargs}
             guidance_scale = None
         return super().run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
 
     def _unpacked_drawing(self, packed: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        scale = self.pixels_per_latent
-        own = (side * scale for side in self.default_latents[-2:])
-        height, width = (kwargs.get(name) or side for name, side in zip(("height", "width"), own, strict=True))
-        rows, columns = self.token_grid(height // scale, width // scale)
-        if packed.shape[1] != rows * columns:
+        size = self.drawn_size(kwargs)
+        grid = self.token_grid(*size)
+        if packed.shape[1] != prod(grid):
             raise TideError(
-                f"{type(self.pipe).__name__} drew {packed.shape[1]} tokens and not {rows} x {columns}; give pictures "
-                "of the size that is drawn, and _auto_resize=False where the pipeline has it"
+                f"{type(self.pipe).__name__} drew {packed.shape[1]} tokens and not {' x '.join(map(str, grid))}; give "
+                "pictures of the size that is drawn, and _auto_resize=False where the pipeline has it"
             )
-        return self.unpacked(packed, (height // scale, width // scale))
+        return self.unpacked(packed, size)
+
+    def drawn_size(self, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+        """The size of the latents, behind their channels, that the pipeline draws with these arguments."""
+        scale = self.pixels_per_latent
+        *frames, height, width = self.default_latents
+        height, width = (
+            (kwargs.get(name) or 0) // scale or own for name, own in (("height", height), ("width", width))
+        )
+        if frames and kwargs.get("num_frames"):
+            frames = [self.latent_frames(kwargs["num_frames"])]
+        return *frames, height, width
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """What the transformer gets for latents ``[B, c, ...]``: the inverse of :meth:`unpacked`."""
+        if self.spec.sequence:
+            return latents.flatten(2).transpose(1, 2)
+        return pack(latents, self.spec.square) if self.spec.packed else latents
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
-        return unpack(latents, self.token_grid(*size)) if self.spec.packed else latents  # type: ignore[arg-type]
+        if self.spec.sequence:
+            return latents.transpose(1, 2).unflatten(2, size)
+        if not self.spec.packed:
+            return latents
+        rows, columns = self.token_grid(*size)
+        return unpack(latents, (rows, columns), self.spec.square)
 
 
 def _kind_name(module: nn.Module) -> str:
@@ -371,7 +449,7 @@ def _kind_name(module: nn.Module) -> str:
 def _not_modulated(spec: Spec, chunk: Chunk, kind: Blocks) -> str:
     name = spec.transformer
     if spec.embedding is None or not kind.chunks:
-        return f"the blocks of {name} are not modulated; train with modulation: none"
+        return f"the blocks of {name} are not modulated; set modulation = false"
     part = "feed-forward" if chunk == "mlp" else "attention"
     return f"the {part} of {name} is not modulated; use chunk {' or '.join(map(repr, kind.chunks))}"
 

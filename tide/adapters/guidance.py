@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from tide.adapters.standins import listened
-from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 
 
@@ -101,7 +100,8 @@ class Guidance:
         """
         if self.context in _CONTEXTS and is_running(self.pipe):
             return _CONTEXTS[self.context]
-        prompts, negatives = [], []
+        prompts: list[Any] = []
+        negatives: list[Any] = []
         for i, found in enumerate(self.texts):
             parts = found if isinstance(found, tuple | list) else (found,)
             (prompts if negative is not None or i == 0 else negatives).append(parts[place])
@@ -157,9 +157,10 @@ def is_running(pipe: Any) -> bool:
 
 
 @contextmanager
-def watch_guidance(pipe: Any) -> Iterator[Guidance]:
+def watch_guidance(pipe: Any, transformer: Any = None) -> Iterator[Guidance]:
     """Listens to the pipeline's ``check_inputs``, with which a run begins, and to ``encode_prompt``, which every run
-    calls, and whose arguments say whether the run is guided (except for families that guide by separate calls).
+    calls, and whose arguments say whether the run is guided (except for families that guide by separate calls), and to
+    what it says of its calls of ``transformer``.
 
     Any number of contexts may listen, and end in any order. A pipeline without ``encode_prompt``, or whose
     ``encode_prompt`` does not say, counts as unguided; without ``encode_prompt``, ``progress_bar`` shows that a run was
@@ -176,7 +177,6 @@ def watch_guidance(pipe: Any) -> Iterator[Guidance]:
                 guidance.encoding(signature.bind(*args, **kwargs))
 
             stack.enter_context(listened(pipe, "encode_prompt", before=encoding, after=guidance.encoded))
-        transformer = unwrapped(getattr(pipe, "transformer", None))
         if hasattr(transformer, "cache_context"):
             stack.enter_context(listened(transformer, "cache_context", before=guidance.entered))
         if not hasattr(pipe, "encode_prompt") and hasattr(

@@ -142,7 +142,7 @@ def tap(
         raise TideError("no block to stop after; name at least one")
     check_nothing_skips(adapter.transformer)
     gate = gate_of(adapter.transformer)
-    with gate.tapped(), watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
+    with gate.tapped(), watch_guidance(adapter.pipe, adapter.transformer) as guidance, ExitStack() as stack:
         passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs, before)
         stack.enter_context(eagerly(getattr(adapter.pipe, adapter.component), adapter.transformer))
         stack.callback(passes.remove)
@@ -200,7 +200,10 @@ class _Passes:
             self.handles.append(module.register_forward_hook(partial(self.after_block, index), with_kwargs=True))
         self.embedded = {i: found for i in self.functions if (found := self.adapter.embedding_of(i)) is not None}
         modules = {
-            part for each in self.embedded.values() for part in (each.modules if isinstance(each, Embedded) else ())
+            part
+            for each in self.embedded.values()
+            for part in ((each.whole, each.time) if isinstance(each, Embedded) else ())
+            if part is not None
         }
         for index in (i for i, each in self.embedded.items() if isinstance(each, GivenRows)):
             block = self.adapter.hook_module(index)
@@ -312,15 +315,16 @@ class _Passes:
         if isinstance(embedded, GivenRows):
             given: Tensor = self.parts[self.adapter.hook_module(index)]
             return given
-        if not embedded.modules <= self.parts.keys():
+        if embedded.whole not in self.parts or embedded.time not in {None, *self.parts}:
             raise TideError(
                 f"the timestep embedding of {self.adapter.family} was not made in this call; take off what compiles or "
                 "replaces it"
             )
         whole = self.parts[embedded.whole]
-        whole = (whole if embedded.part is None else whole[embedded.part]).float().detach()
-        found: Tensor = whole if embedded.time is None else whole - self.parts[embedded.time].float().detach()
-        return found
+        whole = (whole if embedded.part is None else whole[embedded.part]).detach().float()
+        if embedded.time is None:  # which may be the same for all rows
+            return whole.expand(self.calls[index].batch_size, -1)
+        return whole - self.parts[embedded.time].detach().float()
 
     def tokens_in(self, view: TokenView, tensor: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The image tokens that entered a module, whose hidden states are its first argument."""

@@ -1,4 +1,4 @@
-"""Latents packed two by two: a token is a square of 2 x 2 latents."""
+"""Latents packed into tokens, as a rule two by two: a token is a square of 2 x 2 latents."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from torch import Tensor, nn
 PACK = 2
 
 
-def pack(latents: Tensor) -> Tensor:
+def pack(latents: Tensor, side: int = PACK) -> Tensor:
     """Latents ``[B, c, h, w]`` to tokens ``[B, h/2 * w/2, 4c]``, row-major, each c times its 2 x 2 square.
 
     Args:
-        latents: h and w even.
+        latents: h and w multiples of the side.
+        side: of the square, if not 2.
     """
-    return nn.functional.pixel_unshuffle(latents, PACK).flatten(2).transpose(1, 2)
+    return nn.functional.pixel_unshuffle(latents, side).flatten(2).transpose(1, 2)
 
 
-def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def unpack(tokens: Tensor, grid: tuple[int, int], side: int = PACK) -> Tensor:
     """The inverse of :func:`pack` for ``grid = (h/2, w/2)``.
 
     Args:
         tokens: ``[B, h/2 * w/2, 4c]``.
         grid: rows and columns of the tokens.
+        side: of the square, if not 2.
     """
-    return nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), PACK)
+    return nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), side)
 
 
 def positions(grid: tuple[int, int], columns: int = 3) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,23 +25,25 @@ def signal_and_noise(scheduler: Any, timestep: Tensor | float, like: Tensor, *, 
     if alphas is None:
         raise TideError(f"{type(scheduler).__name__} has no alphas_cumprod; use DPM-Solver, DDIM or DDPM")
     index = torch.as_tensor(timestep, device="cpu").round().long().reshape(-1)
-    _check_range(index, len(alphas) - 1)
+    check_range(index, len(alphas) - 1)
     abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, *(1,) * (like.ndim - 1))
     return abar.sqrt(), (1 - abar).sqrt()
 
 
 def _flow_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
     name, config = type(scheduler).__name__, scheduler.config
-    if not name.startswith("FlowMatch") and not getattr(config, "use_flow_sigmas", False):
+    # Sana-Sprint's (SCM) counts angles; its adapter turns them into shares of noise.
+    if not name.startswith(("FlowMatch", "SCM")) and not getattr(config, "use_flow_sigmas", False):
         raise TideError(
             f"{name} is not a flow-matching schedule; use FlowMatchEuler, or DPM-Solver with use_flow_sigmas"
         )
     steps = torch.as_tensor(timestep, device="cpu", dtype=torch.float32).reshape(-1)
-    _check_range(steps, config.num_train_timesteps)
+    check_range(steps, config.num_train_timesteps)
     return steps / config.num_train_timesteps
 
 
-def _check_range(steps: Tensor, last: int) -> None:
+def check_range(steps: Tensor, last: int) -> None:
+    """Raises :class:`~tide.errors.TideError` unless all ``steps`` are from 0 to ``last``."""
     wrong = [t for t in (steps.max().item(), steps.min().item()) if not 0 <= t <= last]
     if wrong:
         raise TideError(f"timestep {wrong[0]:g} does not exist; this scheduler has 0..{last}")
@@ -85,6 +89,12 @@ def sampling_timesteps(scheduler: Any, n_steps: int, **arguments: Any) -> Tensor
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(n_steps, **arguments)
     return torch.unique(scheduler.timesteps.cpu()).flip(0)  # second-order schedulers repeat timesteps
+
+
+def step_arguments(scheduler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any, Tensor]:
+    """Prediction, timestep and noisy latents of a call of the scheduler's ``step``, wherever it takes them."""
+    given = inspect.signature(type(scheduler).step).bind(scheduler, *args, **kwargs).arguments
+    return given["model_output"], given["timestep"], given["sample"]
 
 
 def resolution_shift(scheduler: Any, n_tokens: int, *, max_shift: float) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ THIRDS: Chunks = MappingProxyType({"msa": (0, 1), "mlp": (0, 1)})
 #: Where the image tokens are in what a module gets or returns: alone, in a tuple, in one tensor with the text before or
 #: behind them, as a map ``[B, d, rows, columns]``, or per head ``[B, T, heads, d / heads]``.
 Place = Literal["image", "text, image", "image, text", "text + image", "image + text", "map", "heads"]
-#: Rows of a guided call, in their order, or a call of its own for the negative prompt.
-Guidance = Literal["unconditional, conditional", "conditional, unconditional", "two calls"]
+#: Rows of a guided call, in their order, or a call of its own for the negative prompt; "none" of models that are
+#: distilled for guidance, which have rows of prompts only.
+Guidance = Literal["unconditional, conditional", "conditional, unconditional", "two calls", "none"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,22 @@ class Blocks:
         """The path of a chunk's adaLN projection."""
         return self.linear if self.linear is None or isinstance(self.linear, str) else self.linear[chunk]
 
+    def throughout(self) -> Blocks:
+        """The same, where attention and feed-forward get and return the tokens as the block returns them."""
+        places = ("attention_output", "feed_forward_output", "attention_input", "feed_forward_input")
+        same: dict[str, Any] = dict.fromkeys(places, self.output)
+        return replace(self, **same)
+
     @property
     def given_rows(self) -> list[int]:
         """The rows of :attr:`given` that are scales and shifts of image tokens."""
         return sorted({row for chunk in self.chunks.values() for row in chunk if row is not None})
+
+
+#: The blocks of Flux and of models that are built as it is: first those of two streams, which share an attention, then
+#: those of one stream, which add attention and feed-forward in one projection behind one norm.
+DOUBLE = Blocks(output="text, image", attention="attn", attention_output="image, text")
+SINGLE = Blocks("single_transformer_blocks", "text + image", None, None, linear="norm.linear", chunks=THIRDS)
 
 
 @dataclass(frozen=True)
@@ -83,13 +96,13 @@ class Embedding:
     """``temb = embedder(sinusoid(factor * timestep given)) + conditioning``, which the projections of blocks read.
 
     Attributes:
-        path: of the module of the transformer that returns temb, or that holds the two below; "" is the transformer.
+        path: of the module of the transformer that returns temb; empty for the transformer itself.
         part: its place in that module's output, where that is a tuple.
         sinusoid: the module in it that projects the timestep, or the projection itself.
         embedder: the module in it that embeds the projection.
         layers: the embedder's two linear layers.
-        conditioned: whether something is added; or the attribute of the transformer that says so, or that adds it.
-        added: the module of the transformer that returns what is added, where none returns temb itself.
+        conditioned: whether something is added; or the attribute of the transformer that says so.
+        added: the module in it that makes what is added, where no module returns temb.
         factor: what the model multiplies the timestep by that it is given.
         of_block: path is that of a module in each block.
         activation: projections read SiLU(temb), and not temb itself.
@@ -116,14 +129,20 @@ class Text:
         arguments: what ``encode_prompt`` gets besides the prompts.
         as_called: names of its arguments that get the defaults of the pipeline's own call.
         length: its argument for the number of tokens; None where that is fixed.
+        count: its argument for the number of prompts, where it has one.
         guidance: the guidance scale given to models that embed it (``config.guidance_embeds``), the pipeline's default.
+        guidance_factor: what the pipeline multiplies that scale by.
+        mask_of_all: the argument for a mask of the text that also covers the image behind it.
     """
 
     outputs: Mapping[str, int] = field(default_factory=lambda: {"encoder_hidden_states": 0})
     arguments: Mapping[str, Any] = field(default_factory=lambda: {"do_classifier_free_guidance": False})
     as_called: tuple[str, ...] = ()
     length: str | None = "max_sequence_length"
+    count: str | None = None
     guidance: float | None = None
+    guidance_factor: float = 1.0
+    mask_of_all: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,12 +166,20 @@ class Spec:
         width: path of the width of the image tokens in the transformer; None: heads times their width.
         flow_matching: the model predicts a velocity.
         sign: 1, or -1 where the velocity leads from noise to image.
+        inverted: the scheduler counts from noise (0) to image (1000), along the opposite of the velocity.
+        channels: the field of the transformer's config for the channels of latents; that of its output where its input
+            also holds pictures.
         latents_argument, timestep_argument: the transformer's arguments for the latents and for the timestep.
         timestep_unit: (a, b) where the transformer gets a + b t for the scheduler's timestep t.
         rounds_timestep: it gets the timestep in its own dtype.
-        packed: tokens are squares of 2 x 2 latents that the pipeline packs.
+        packed: tokens are squares of latents that the pipeline packs.
+        square: the side of a token in latents where they are packed, or the config has no ``patch_size``.
+        sequence: the pipeline's latents are a sequence ``[B, tokens, c]``, of one latent each.
+        beside: arguments of the transformer for what it draws beside the latents (sound); ``text`` may hold them.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
-        size: what says the size that the pipeline draws unless told otherwise.
+        size: what says the size that the pipeline draws unless told otherwise; or its side in pixels.
+            With "config.sample_height" also width and frames.
+        frames: the pipeline's argument for the number of frames of a video.
         shifts_latents: the pipeline subtracts the VAE's ``shift_factor``.
         scales_channels: it scales each channel by ``latents_mean`` and ``latents_std`` of the VAE.
         vae_has_frames: the VAE takes images with frames, also where the pipeline draws images.
@@ -163,6 +190,7 @@ class Spec:
         result: the attribute of what the pipeline returns that holds the latents.
         call: constant arguments of the transformer.
         call_defaults: what the pipeline gets unless told otherwise.
+        conditioning: what is added to the timestep embedding, in words.
         notes: what users should know of it, a sentence each.
     """
 
@@ -181,13 +209,21 @@ class Spec:
     width: str | None = None
     flow_matching: bool = True
     sign: Literal[1, -1] = 1
+    inverted: bool = False
+    channels: Literal["in_channels", "out_channels"] = "in_channels"
     latents_argument: str = "hidden_states"
     timestep_argument: str = "timestep"
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     rounds_timestep: bool = False
     packed: bool = False
+    sequence: bool = False
+    beside: tuple[str, ...] = ()
+    square: int = 2
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
-    size: Literal["config.sample_size", "default_sample_size", "call"] = "config.sample_size"
+    size: Literal["config.sample_size", "config.sample_height", "default_sample_size", "call"] | int = (
+        "config.sample_size"
+    )
+    frames: str = "num_frames"
     shifts_latents: bool = True
     scales_channels: bool = False
     vae_has_frames: bool = False
@@ -198,4 +234,21 @@ class Spec:
     result: str = "images"
     call: Mapping[str, Any] = field(default_factory=dict)
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
+    conditioning: str = ""
     notes: tuple[str, ...] = ()
+
+
+#: What specs of Flux and of models whose pipelines were made after its own have in common.
+LIKE_FLUX: Mapping[str, Any] = MappingProxyType(
+    {
+        "guidance": "two calls",
+        "width": "inner_dim",
+        "timestep_unit": (0.0, 1 / 1000),
+        "rounds_timestep": True,
+        "packed": True,
+        "grid": "img_ids",
+        "size": "default_sample_size",
+        "sigmas": True,
+        "max_shift": 1.15,
+    }
+)

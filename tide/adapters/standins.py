@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,19 +49,30 @@ class _StandIn:
 
     def listening(self) -> Callable[..., Any]:
         """The original with listeners; its signature can still be inspected."""
+        return _Listening(self)
 
-        @functools.wraps(self.original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            for listener in list(self.listeners):
-                if listener.before is not None:
-                    listener.before(*args, **kwargs)
-            result = self.original(*args, **kwargs)
-            for listener in list(self.listeners):
-                if listener.after is not None:
-                    listener.after(result)
-            return result
 
-        return call
+class _Listening:
+    """Calls the original of a stand-in and its listeners. In a deep copy of the owner it is the copy's own method, and
+    nobody listens to that (LTX-2 copies its scheduler for the sound)."""
+
+    def __init__(self, stand_in: _StandIn) -> None:
+        functools.update_wrapper(self, stand_in.original)
+        self._stand_in = stand_in
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stand_in = self._stand_in
+        for listener in list(stand_in.listeners):
+            if listener.before is not None:
+                listener.before(*args, **kwargs)
+        result = stand_in.original(*args, **kwargs)
+        for listener in list(stand_in.listeners):
+            if listener.after is not None:
+                listener.after(result)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._stand_in.original, memo)
 
 
 #: The newest stand-in by owner and name.

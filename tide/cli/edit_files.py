@@ -29,16 +29,21 @@ def write_pictures(
     ``labels``: of the pictures ``after`` in strip.png, above which stands ``title``. ``more``: others, by their names.
     """
     from tide.cli.common import writing
+    from tide.clip import fewer_frames, is_clip
     from tide.files import json_writer, replace_files
-    from tide.pictures import image_writer
+    from tide.pictures import picture_writer
     from tide.runs import FileKind, write_run
     from tide.strips import Row, labelled
 
     pictures = {"before": before, **{f"after-{name}": image for name, image in after.items()}, **(more or {})}
-    pictures["strip"] = labelled([Row([before, *after.values()], ["before", *labels])], title)
-    files: dict[str, FileKind] = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
+    shown = [fewer_frames(each) for each in (before, *after.values())]
+    # Clips below each other, pictures side by side.
+    rows = [Row([each], [label]) for each, label in zip(shown, ["before", *labels], strict=True)]
+    pictures["strip"] = labelled(rows if is_clip(before) else [Row(shown, ["before", *labels])], title)
+    names = {name: f"{name}{'.webp' if is_clip(each) else '.png'}" for name, each in pictures.items()}
+    files: dict[str, FileKind] = {**dict.fromkeys(names.values(), "picture"), "edit.json": "figures"}
     with writing(out):
-        writers = {out / f"{name}.png": image_writer(picture) for name, picture in pictures.items()}
+        writers = {out / names[name]: picture_writer(picture) for name, picture in pictures.items()}
         replace_files({**writers, out / "edit.json": json_writer(report)})
         write_run(out, replace(holds, files=files), made_by)
 

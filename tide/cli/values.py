@@ -28,13 +28,15 @@ HOLD_OUT = 0.1
 MOST_BYTES = 100
 
 
-def size(text: str) -> tuple[int, int]:
-    """``1024`` or ``768x1024`` (height x width), in pixels."""
-    found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text)
-    sides = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+def size(text: str) -> tuple[int, ...]:
+    """``1024`` or ``768x1024`` (height x width), in pixels, or ``9x768x1024``, with frames before them."""
+    found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?(?:x([0-9]{1,6}))?", text)
+    given = [] if found is None else [int(side) for side in found.groups() if side]
+    sides = tuple(given * 2 if len(given) == 1 else given) or (0, 0)
     if not all(1 <= side <= MOST_PIXELS for side in sides):
         raise TideError(
-            f"{shown(text)} is not a valid size; give pixels, such as 1024 or 768x1024, at most {MOST_PIXELS}"
+            f"{shown(text)} is not a valid size; give pixels, such as 1024 or 768x1024 (of clips 9x768x1024), at most "
+            f"{MOST_PIXELS}"
         )
     return sides
 
@@ -248,7 +250,7 @@ MaybeNumber = Annotated[float | None, read_by(finite, "X"), option()]
 MaybeBlock = Annotated[int | str | None, read_by(block, "B"), option()]
 MaybeBlocks = Annotated[tuple[int | str, ...] | None, words_by(block, "B ..."), option()]
 MaybeDtype = Annotated[str | None, read_by(dtype, "{bf16,fp16,fp32}"), option()]
-MaybeSize = Annotated[tuple[int, int] | None, read_by(size, "PIXELS"), option()]
+MaybeSize = Annotated[tuple[int, ...] | None, read_by(size, "PIXELS"), option()]
 MaybeRange = Annotated[tuple[float, float] | None, words_by(finite, "FIRST LAST", 2), option()]
 MaybeBytes = Annotated[int | None, read_by(n_bytes, "50GB"), option()]
 MaybePart = Annotated[tuple[int, int] | None, read_by(part, "R/W"), option()]

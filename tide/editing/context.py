@@ -54,6 +54,7 @@ def edit(
     branch: Branch = "conditional",
     renormalise: bool = False,
     warns: bool = True,
+    component: str = "transformer",
 ) -> Iterator[Met]:
     """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` gives what the edit has
     :class:`~tide.editing.met.Met` so far.
@@ -73,6 +74,7 @@ def edit(
         branch: the rows of classifier-free guidance to edit. A run without guidance has only conditional rows.
         renormalise: keep each token's latent norm (eqs 9, 19).
         warns: False for a caller that passes on :attr:`Met.remark`.
+        component: the pipeline's transformer, where several take over from each other (Wan 2.2).
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
     the transformer at once, and may end in any order. A compiled transformer runs eagerly meanwhile. Warns
@@ -84,7 +86,7 @@ def edit(
     is known, for a mask or a map of another size; for caches that skip blocks; and for a call whose rows cannot be
     assigned to prompts.
     """
-    adapter = adapter_for(pipe)
+    adapter = adapter_for(pipe, component)
     part = step_range(steps)
     _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
@@ -99,7 +101,9 @@ def edit(
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         met.calls += 1
-        if steps is not None and not is_within(*run_position(pipe.scheduler, float(call.timestep[0])), part):
+        if steps is not None and not is_within(
+            *run_position(pipe.scheduler, float(adapter.to_scheduler(call.timestep[0])), adapter.run_timesteps), part
+        ):
             if drawn is not None:
                 drawn.skip()
             return None

@@ -37,7 +37,7 @@ def draw_latents(
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> Tensor:
     """The pipeline's final latents of one prompt, scaled, ``[1, c, h, w]``. The arguments are those of
     :func:`draw_edits`.
@@ -66,7 +66,7 @@ def draw_image(
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> Image:
     """The pipeline's image of one prompt.
 
@@ -99,7 +99,7 @@ def draw_edits(
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     steps: tuple[float, float] | None = None,
     tokens: Tensor | Where | Mapping[str, Tensor | Where] | None = None,
     branch: Branch = "conditional",

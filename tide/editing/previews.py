@@ -14,7 +14,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.adapters.sizes import image_size
+from tide.adapters.schedule import step_arguments
+from tide.adapters.sizes import image_size, latent_size
 from tide.adapters.standins import listened
 from tide.editing.progress import run_call
 from tide.errors import TideError
@@ -28,7 +29,7 @@ OnStep = Callable[[int, int, Tensor], None]
 
 @contextmanager
 def watched(
-    adapter: Adapter, on_step: OnStep, *, size: tuple[int, int] | None = None, n_images: int = 1
+    adapter: Adapter, on_step: OnStep, *, size: tuple[int, ...] | None = None, n_images: int = 1
 ) -> Iterator[None]:
     """While open, calls ``on_step`` after each sampling step of the pipeline with the clean latents that the model's
     prediction implies, guidance included: scaled, float32, on the pipeline's device.
@@ -46,14 +47,15 @@ def watched(
         TideError: the size does not fit the pipeline, it draws another number of images, or its scheduler has no noise
             schedule that is known.
     """
-    scheduler, scale = adapter.pipe.scheduler, adapter.pixels_per_latent
-    height, width = image_size(adapter, size)
-    shape = height // scale, width // scale
+    scheduler = adapter.pipe.scheduler
+    shape = latent_size(adapter, image_size(adapter, size))
     found: tuple[int, int, Tensor] | None = None
 
-    def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
+    def before(*args: Any, **kwargs: Any) -> None:
         nonlocal found
-        call, n_calls, order = run_call(scheduler, float(timestep))
+        model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
+        at = float(torch.as_tensor(timestep).flatten()[0])
+        call, n_calls, order = run_call(scheduler, at, adapter.run_timesteps)
         if call % order:
             found = None
             return
@@ -70,21 +72,18 @@ def watched(
 
 @torch.no_grad()
 def _clean(
-    adapter: Adapter, prediction: Tensor, timestep: Any, sample: Tensor, shape: tuple[int, int], n_images: int
+    adapter: Adapter, prediction: Tensor, timestep: Any, sample: Tensor, shape: tuple[int, ...], n_images: int
 ) -> Tensor:
     """The clean latents ``[n_images, c, *shape]`` of one call of the scheduler."""
-    scheduler = adapter.pipe.scheduler
+    prediction, at, sample = adapter.of_step(prediction, timestep, sample)
     if adapter.steps_both_branches and len(sample) == 2 * n_images:
         rows = adapter.conditional_rows(len(sample), True).to(sample.device)
         prediction, sample = prediction[rows], sample[rows]
     elif len(sample) != n_images:
         raise TideError(f"the pipeline draws {len(sample)} images at a time and not {n_images}; say so by n_images=")
     prediction = prediction[:, : sample.shape[1]]  # without a learned variance
-    if hasattr(scheduler, "scale_model_input"):
-        # Some schedulers keep latents in units of the image, with noise of any size; the model never sees those.
-        sample = scheduler.scale_model_input(sample, timestep)
     prediction, sample = adapter.unpacked(prediction, shape), adapter.unpacked(sample, shape)
-    return adapter.predicted_clean(prediction, sample, float(timestep))
+    return adapter.predicted_clean(prediction, sample, at)
 
 
 @dataclass(frozen=True)

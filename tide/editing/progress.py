@@ -43,22 +43,23 @@ def check_steps(steps: tuple[float, float] | None, n_steps: int) -> None:
         )
 
 
-def run_position(scheduler: Any, timestep: float) -> tuple[int, int]:
-    """(step, number of steps) of a call at ``timestep`` in the run that the scheduler is set to.
+def run_position(scheduler: Any, timestep: float, timesteps: Any = None) -> tuple[int, int]:
+    """(step, number of steps) of a call at ``timestep`` in the run that the scheduler is set to. ``timesteps`` are
+    those of its calls, where they are not the scheduler's own (:attr:`~tide.adapters.Adapter.run_timesteps`).
 
     The run begins where the scheduler was told to begin (image to image skips the noisiest steps). A second-order
     scheduler is called twice in each step except the last, possibly at repeated timesteps, so calls are counted by the
     scheduler's own index. A call at another timestep than the due one, as outside of a run, belongs to the step with
     the nearest timestep.
     """
-    call, n_calls, order = run_call(scheduler, timestep)
+    call, n_calls, order = run_call(scheduler, timestep, timesteps)
     return call // order, math.ceil(n_calls / order)
 
 
-def run_call(scheduler: Any, timestep: float) -> tuple[int, int, int]:
+def run_call(scheduler: Any, timestep: float, timesteps: Any = None) -> tuple[int, int, int]:
     """(call, number of calls, calls of a step) of a call at ``timestep``; see :func:`run_position`."""
     begin = getattr(scheduler, "begin_index", None) or 0
-    run = torch.as_tensor(scheduler.timesteps).float().cpu()[begin:]
+    run = torch.as_tensor(scheduler.timesteps if timesteps is None else timesteps).float().cpu()[begin:]
     n_calls, order = len(run), int(getattr(scheduler, "order", 1))
     call = _due(scheduler, begin)
     if call is None or not 0 <= call < n_calls or not _is_near(run, call, timestep):

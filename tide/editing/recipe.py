@@ -55,7 +55,7 @@ class Recipe:
     seed: int = 0
     n_steps: int = 20
     guidance_scale: float = GUIDANCE
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     branch: Branch = "conditional"
     renormalise: bool = False
     sae: str | None = None

@@ -99,7 +99,7 @@ def groups(recipe: Recipe) -> list[tuple[Change, ...]]:
     return [tuple(group) for _, group in groupby(recipe.changes, place)]
 
 
-def _watching(adapter: Adapter, on_step: OnStep | None, size: tuple[int, int], draw: Callable[[], Image]) -> Image:
+def _watching(adapter: Adapter, on_step: OnStep | None, size: tuple[int, ...], draw: Callable[[], Image]) -> Image:
     if on_step is None:
         return draw()
     with watched(adapter, on_step, size=size):

@@ -18,7 +18,7 @@ from tide.editing.edits import Target
 from tide.editing.reading import latents_of_call
 from tide.errors import TideError
 from tide.sae.model import TIDE
-from tide.sae.position import Position
+from tide.sae.position import Position, at_step, of_steps
 
 #: Bytes that a recorded target may take in memory.
 TARGET_BYTES = 8 * 10**9
@@ -107,7 +107,8 @@ def record_targets(
 @dataclass(frozen=True)
 class ContrastRecording:
     """One block on reference images under two prompts: activations ``present`` and ``absent`` ``[timesteps, images,
-    references, tokens, d_model]``, and the conditioning of each, ``[2, images * references, d_embedding]``, or None."""
+    references, tokens, d_model]``, and the conditioning of each, ``[2, timesteps, images * references, d_embedding]``,
+    or None."""
 
     timesteps: Tensor
     present: Tensor
@@ -137,8 +138,13 @@ class ContrastRecording:
         """``[timesteps, images, tokens, n_latents]``, float16."""
         device = model.W_enc.device
         given = None if conditioning is None else conditioning.to(device)
-        steps = zip(self.timesteps.tolist(), x, strict=True)
-        return torch.stack([model.dense(rows.to(device), Position(t, given)).mean(1).half().cpu() for t, rows in steps])
+        steps = enumerate(zip(self.timesteps.tolist(), x, strict=True))
+        return torch.stack(
+            [
+                model.dense(rows.to(device), Position(t, at_step(given, i))).mean(1).half().cpu()
+                for i, (t, rows) in steps
+            ]
+        )
 
 
 @torch.no_grad()
@@ -180,7 +186,7 @@ def record_contrast(
     for block, batches in kept.items():
         both = torch.cat([x for x, _ in batches], dim=2).unflatten(2, (-1, per_image))
         given = [conditioning for _, conditioning in batches if conditioning is not None]
-        conditioning = torch.cat(given, dim=1) if given else None
+        conditioning = torch.cat(given, dim=2) if given else None
         out[block] = ContrastRecording(timesteps.float(), both[:, 0], both[:, 1], conditioning)
     return out
 
@@ -195,21 +201,22 @@ def _under_both(
     tensor: str,
 ) -> dict[int, tuple[Tensor, Tensor | None]]:
     """Block -> what it holds of references ``latents [rows, c, h, w]`` under the two prompts of each in ``text``:
-    activations ``[timesteps, 2, rows, tokens, d_model]`` and conditioning ``[2, rows, d_embedding]`` or None."""
+    activations ``[timesteps, 2, rows, tokens, d_model]`` and conditioning ``[2, timesteps, rows, d_embedding]`` or
+    None."""
     rows: dict[int, list[Tensor]] = {block: [] for block in blocks}
-    calls: dict[int, Call] = {}
+    calls: dict[int, list[Call]] = {block: [] for block in blocks}
 
     def keep(x: Tensor, call: Call, *, block: int) -> None:
         rows[block].append(x.cpu())
-        calls[block] = call
+        calls[block].append(call)
 
     for t in timesteps.tolist():
-        noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
+        noisy = torch.cat([adapter.add_noise(latents, noise, t)] * 2)
         taps = {block: partial(keep, block=block) for block in blocks}
         run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
     out = {}
     for block in blocks:
-        given = calls[block].conditioning  # the same at every timestep
-        conditioning = None if given is None else given.unflatten(0, (2, -1)).cpu()
+        given = of_steps([call.conditioning for call in calls[block]])
+        conditioning = None if given is None else given.unflatten(1, (2, -1)).transpose(0, 1).cpu()
         out[block] = torch.stack(rows[block]).unflatten(1, (2, -1)), conditioning
     return out

@@ -31,7 +31,7 @@ def prompt_target(
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     pooled: bool = False,
 ) -> Target:
     """The latents that ``model``'s block has while the pipeline draws ``prompt``.
@@ -65,7 +65,7 @@ def image_target(
     *,
     n_steps: int = 20,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     pooled: bool = False,
 ) -> Target:
     """The latents that ``model``'s block has on ``image`` under ``prompt``, noised to every timestep of a run
@@ -96,7 +96,7 @@ def image_contrast(
     *,
     n_steps: int = 20,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> tuple[Target, Target]:
     """For :class:`~tide.editing.Contrast`: the latents on ``image``, noised as in :func:`image_target`, under the
     prompt ``present`` and, with the same noise, under ``absent``.
@@ -127,12 +127,12 @@ def image_contrast(
     return found[adapter.resolve_block(block)].targets(model)[0]
 
 
-def _check_size(adapter: Adapter, model: TIDE, n_steps: int, size: tuple[int, int], pooled: bool) -> None:
+def _check_size(adapter: Adapter, model: TIDE, n_steps: int, size: tuple[int, ...], pooled: bool) -> None:
     tokens = 1 if pooled else n_tokens(adapter, size)
     steps = len(adapter.sampling_timesteps(n_steps))
     check_target_size(steps, tokens, model.n_latents, "pool the target or lower n_steps")
 
 
-def _encoded(adapter: Adapter, image: Image, size: tuple[int, int]) -> Tensor:
+def _encoded(adapter: Adapter, image: Image, size: tuple[int, ...]) -> Tensor:
     """The image through the VAE, ``[1, c, h, w]``."""
     return adapter.encode_images(to_tensor(image, size)[None])

@@ -168,14 +168,14 @@ class Where:
         return bool(self.grow or self.smooth)
 
 
-def averaged(scores: Tensor, by: int, grid: tuple[int, int] | None) -> Tensor:
+def averaged(scores: Tensor, by: int, grid: tuple[int, ...] | None) -> Tensor:
     """``scores [images, tokens]`` averaged over ``(2 by + 1)^2`` tokens of the ``grid``, at the border over those that
-    there are."""
+    there are; of a clip in each frame of tokens alone."""
     if not by:
         return scores
     assert grid is not None
-    images, by = scores.view(-1, 1, *grid), min(by, max(grid))
-    return F.avg_pool2d(images, 2 * by + 1, stride=1, padding=by, count_include_pad=False).flatten(1)
+    images, by = scores.view(-1, 1, *grid[-2:]), min(by, max(grid[-2:]))
+    return F.avg_pool2d(images, 2 * by + 1, stride=1, padding=by, count_include_pad=False).view(scores.shape)
 
 
 def held(scores: Tensor, before: Tensor | None, thresholds: Tensor, low: float) -> Tensor:
@@ -186,13 +186,14 @@ def held(scores: Tensor, before: Tensor | None, thresholds: Tensor, low: float) 
     return on if before is None else on | (before & (scores > low * thresholds))
 
 
-def grown(on: Tensor, by: int, grid: tuple[int, int] | None) -> Tensor:
-    """bool ``[images, tokens]``: on where a token is at most ``by`` rows and columns of the ``grid`` away."""
+def grown(on: Tensor, by: int, grid: tuple[int, ...] | None) -> Tensor:
+    """bool ``[images, tokens]``: on where a token is at most ``by`` rows and columns of the ``grid`` away, in the same
+    frame of a clip."""
     if not by:
         return on
     assert grid is not None
-    images, by = on.view(-1, 1, *grid).float(), min(by, max(grid))
-    return (F.max_pool2d(images, 2 * by + 1, stride=1, padding=by) > 0).flatten(1)
+    images, by = on.view(-1, 1, *grid[-2:]).float(), min(by, max(grid[-2:]))
+    return (F.max_pool2d(images, 2 * by + 1, stride=1, padding=by) > 0).view(on.shape)
 
 
 def check_mask(mask: Tensor | None, name: str) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid, image_size
+from tide.clip import fewer_frames, filmstrip, frames_of
+from tide.editing.masks import frame_shares
 from tide.editing.met import Met
 from tide.editing.previews import watched
 from tide.errors import TideError
@@ -49,7 +51,7 @@ class Overlay:
 
 @contextmanager
 def overlays(
-    adapter: Adapter, met: Met, *, size: tuple[int, int] | None = None, n_images: int = 1, most: int = SHOWN
+    adapter: Adapter, met: Met, *, size: tuple[int, ...] | None = None, n_images: int = 1, most: int = SHOWN
 ) -> Iterator[list[Overlay]]:
     """While open, collects pictures of what a :class:`~tide.editing.Where` draws at some steps of a run.
 
@@ -81,8 +83,8 @@ def overlays(
         mask = drawn.now
         pictures = [to_image(adapter.decode_latents(each[None])[0]) for each in clean]
         if mask is not None:
-            pictures = [_over(picture, each.view(grid).numpy()) for picture, each in zip(pictures, mask, strict=True)]
-        found.append(Overlay(step, n_steps, tuple(map(shown, pictures)), mask))
+            pictures = [_over(picture, each.view(grid)) for picture, each in zip(pictures, mask, strict=True)]
+        found.append(Overlay(step, n_steps, tuple(shown(fewer_frames(each)) for each in pictures), mask))
 
     with watched(adapter, on_step, size=size, n_images=n_images):
         yield found
@@ -96,5 +98,11 @@ def spread(n: int, most: int) -> list[int]:
     return [round(i * (n - 1) / (n_shown - 1)) for i in range(n_shown)]
 
 
-def _over(picture: Image, mask: np.ndarray) -> Image:
-    return fromarray(mask_overlay(np.asarray(shown(picture)), mask))
+def _over(picture: Image, mask: Tensor) -> Image:
+    """``mask`` over the tokens, bool ``[h, w]``, or of a clip ``[f, h, w]``."""
+    if mask.ndim == 3:
+        frames = frames_of(picture)
+        masks = frame_shares(len(frames), len(mask)).T.bool().float() @ mask.flatten(1).float()
+        of_frame = masks.view(-1, *mask.shape[1:]) > 0
+        return filmstrip([_over(frame, each) for frame, each in zip(frames, of_frame, strict=True)])
+    return fromarray(mask_overlay(np.asarray(shown(picture)), mask.numpy()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class WhereRun:
     where: Where
     masks: list[tuple[float, Tensor]] = field(default_factory=list)
     now: Tensor | None = None
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
     best: list[tuple[float, float]] = field(default_factory=list)
     most: int = 0
     #: On the device of the run: the latest mask ``[images, tokens]``, and the tokens that each detector had on.
@@ -103,9 +104,9 @@ class WhereRun:
         elif found[0] - found[1] > self.best[detector][0] - self.best[detector][1]:
             self.best[detector] = found
 
-    def _checked_grid(self, n_tokens: int) -> tuple[int, int] | None:
+    def _checked_grid(self, n_tokens: int) -> tuple[int, ...] | None:
         grid = self.grid
-        if self.where.needs_grid and (grid is None or grid[0] * grid[1] != n_tokens):
+        if self.where.needs_grid and (grid is None or prod(grid) != n_tokens):
             raise TideError(
                 f"which of the {n_tokens} tokens are neighbours is not known here, which grow and smooth need; leave "
                 "both at 0, or let grid_of of the adapter tell"

@@ -12,13 +12,14 @@ from torch import Tensor
 from tide.activations.collect import Prepared, draw_tokens, sample_generator, sample_noise
 from tide.adapters import Adapter, Call, run_until
 from tide.errors import TideError
-from tide.sae.position import Position
+from tide.sae.position import Position, at_step, of_steps
 
 
 @dataclass(frozen=True)
 class BlockTokens:
     """Some tokens of images: activations ``x [timesteps, images, tokens, d_model]`` in the pipeline's dtype, at
-    ``timesteps [timesteps]``, with ``conditioning [images, d_embedding]`` or None."""
+    ``timesteps [timesteps]``, with ``conditioning [timesteps, images, d_embedding]`` or None (``[images, d_embedding]``
+    if all timesteps share it)."""
 
     timesteps: Tensor
     x: Tensor
@@ -26,7 +27,8 @@ class BlockTokens:
 
     def at(self, i: int, device: torch.device) -> tuple[Tensor, Position]:
         """The rows ``[images * tokens, d_model]`` of timestep i in float32, and where they stand."""
-        conditioning = None if self.conditioning is None else self.conditioning.to(device)
+        given = at_step(self.conditioning, i)
+        conditioning = None if given is None else given.to(device)
         return self.x[i].flatten(0, 1).to(device).float(), Position(float(self.timesteps[i]), conditioning)
 
     def steps(self, device: torch.device) -> Iterator[tuple[Tensor, Position]]:
@@ -57,7 +59,7 @@ def read_tokens(
     Raises :class:`~tide.errors.TideError` for activations that are not finite.
     """
     kept: dict[int, list[list[Tensor]]] = {block: [[] for _ in timesteps] for block in blocks}
-    conditioning: dict[int, list[Tensor]] = {block: [] for block in blocks}
+    given: dict[int, list[list[Tensor]]] = {block: [[] for _ in timesteps] for block in blocks}
     first = 0
     for latents, text in images:
         own = places[first : first + len(latents)]
@@ -67,17 +69,16 @@ def read_tokens(
             calls: dict[int, Call] = {}
             taps = {block: partial(_keep, places=own, at=kept[block][i], calls=calls, block=block) for block in blocks}
             run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
-            if i == 0:  # the same at every timestep
-                for block, call in calls.items():
-                    conditioning[block] += [] if call.conditioning is None else [call.conditioning.cpu()]
+            for block, call in calls.items():
+                given[block][i] += [] if call.conditioning is None else [call.conditioning.cpu()]
         first += len(latents)
     found = {}
     for block in blocks:
         x = torch.stack([torch.cat(of_step) for of_step in kept[block]])
         if not bool(torch.isfinite(x).all()):
             raise TideError(f"activations of block {block} are not finite; use a wider dtype (bf16 instead of fp16)")
-        rows = torch.cat(conditioning[block]) if conditioning[block] else None
-        found[block] = BlockTokens(timesteps.float().cpu(), x, rows)
+        conditioning = of_steps([torch.cat(of_step) if of_step else None for of_step in given[block]])
+        found[block] = BlockTokens(timesteps.float().cpu(), x, conditioning)
     return found
 
 

@@ -35,7 +35,7 @@ class Drawer:
     adapter: Adapter
     n_steps: int
     guidance_scale: float
-    size: tuple[int, int]
+    size: tuple[int, ...]
     on_run: Callable[[], object]
 
     def draw(self, prompt: str, seed: int) -> Tensor:

@@ -133,7 +133,7 @@ def search_edits(
     steps: Sequence[Steps] = STEPS,
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     tokens: Tensor | None = None,
     renormalise: bool = False,
     on_run: Callable[[], object] = lambda: None,

@@ -247,6 +247,8 @@ def _calibrated(model: TIDE, fitted: BlockTokens, device: torch.device, seed: in
     n_steps, n_images, n_tokens = fitted.x.shape[:3]
     n = max(1, min(n_images, CALIBRATED // (n_steps * n_tokens)))
     x = fitted.x[:, :n].flatten(0, 2).to(device).float()
-    conditioning = None if fitted.conditioning is None else fitted.conditioning[:n].repeat(n_steps, 1).to(device)
+    conditioning = fitted.conditioning
+    if conditioning is not None:
+        conditioning = conditioning[..., :n, :].expand(n_steps, n, -1).flatten(0, 1).to(device)
     timestep = fitted.timesteps.repeat_interleave(n).to(device)
     return random_autoencoder(model, x, Position(timestep, conditioning), seed)

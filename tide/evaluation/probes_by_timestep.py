@@ -53,7 +53,7 @@ def _capped(tokens: BlockTokens, shows: Tensor, per_token: bool) -> tuple[BlockT
     """The first images of at most :data:`MOST_ROWS` tokens, and their labels."""
     each = tokens.x.shape[2]
     n = max(1, MOST_ROWS // each)
-    conditioning = None if tokens.conditioning is None else tokens.conditioning[:n]
+    conditioning = None if tokens.conditioning is None else tokens.conditioning[..., :n, :]
     return replace(tokens, x=tokens.x[:, :n], conditioning=conditioning), shows[: n * each if per_token else n]
 
 

@@ -34,7 +34,7 @@ class Side(NamedTuple):
     source: Source
     first: int
 
-    def masks(self, grid: tuple[int, int]) -> dict[str, Tensor]:
+    def masks(self, grid: tuple[int, ...]) -> dict[str, Tensor]:
         """Concept -> which tokens show it, bool ``[images, tokens]``; of a source that knows."""
         assert isinstance(self.source.batches, Masked)
         last = self.first + len(self.captions)
@@ -123,7 +123,7 @@ class Asked:
         return Side(images, captions, places, source, first)
 
     @property
-    def _grid(self) -> tuple[int, int]:
+    def _grid(self) -> tuple[int, ...]:
         return image_grid(self.adapter, self.source.size)
 
     def _labels(self, fitted: Side, measured: Side) -> Labels | None:

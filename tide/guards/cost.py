@@ -56,7 +56,7 @@ class Cost:
 
 @torch.no_grad()
 def guard_cost(
-    adapter: Adapter, guard: Guard, size: tuple[int, int] | None = None, *, text: Text | None = None
+    adapter: Adapter, guard: Guard, size: tuple[int, ...] | None = None, *, text: Text | None = None
 ) -> Cost:
     """The cost of ``guard`` in images of ``size``, height and width in pixels (default: the pipeline's own).
 

@@ -11,20 +11,37 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.images.arrays import from_array
+from tide.images.clips import clip_of, open_clip
 from tide.images.decode import MAX_BYTES, open_picture, to_rgb
 from tide.images.identity import PIXELS, digest, file_digest_of
+from tide.images.tensors import Size, n_frames_of, to_clip, to_tensor
 from tide.messages import one_line
 
 
 class Cell(NamedTuple):
-    """One image, called ``name`` in messages: a file's bytes, a file's path, or a picture."""
+    """One image, called ``name`` in messages: a file's bytes, a file's path, a picture, or the pictures of a clip."""
 
-    content: bytes | Path | Image.Image
+    content: bytes | Path | Image.Image | list[Image.Image]
     name: str
 
     def picture(self) -> Image.Image:
         """Upright and in mode RGB. Raises :class:`~tide.errors.TideError` for an unreadable one."""
+        if isinstance(self.content, list):
+            raise TideError(f"{self.name} is a clip of {len(self.content)} frames; use a pipeline that draws videos")
         return self.content if isinstance(self.content, Image.Image) else open_picture(self.content, self.name)
+
+    def frames(self, n: int) -> list[Image.Image]:
+        """The ``n`` in the middle of a clip. Raises :class:`~tide.errors.TideError` for a picture."""
+        if isinstance(self.content, Image.Image):
+            raise TideError(f"{self.name} is one picture, and this pipeline draws videos; give clips")
+        if isinstance(self.content, list):
+            return clip_of(self.content, self.name, n)
+        return open_clip(self.content, self.name, n)
+
+    def tensor(self, size: Size) -> Tensor:
+        """The picture as a tensor, or of a size with frames the clip."""
+        n = n_frames_of(size)
+        return to_tensor(self.picture(), size) if n is None else to_clip(self.frames(n), size)
 
     def digest(self) -> str:
         """Of the file's bytes, else, after :data:`~tide.images.identity.PIXELS`, of the picture's size and pixels."""
@@ -32,7 +49,8 @@ class Cell(NamedTuple):
             return digest(self.content)
         if isinstance(self.content, Path):
             return file_digest_of(self.content, self.name)
-        return PIXELS + digest(f"{self.content.width}x{self.content.height} ".encode() + self.content.tobytes())
+        frames = self.content if isinstance(self.content, list) else [self.content]
+        return PIXELS + digest(b"".join(f"{each.width}x{each.height} ".encode() + each.tobytes() for each in frames))
 
 
 def cell_of(value: Any, name: str, *, paths: bool = False) -> Cell:
@@ -50,7 +68,10 @@ def cell_of(value: Any, name: str, *, paths: bool = False) -> Cell:
     if paths and isinstance(value, str):
         value = Path(value)
     if isinstance(value, np.ndarray | Tensor):
-        value = from_array(value, name)
+        value = from_array(value, name) if value.ndim != 4 else list(value)
+    if isinstance(value, list) and value and isinstance(value[0], Image.Image | np.ndarray | Tensor):
+        frames = [each if isinstance(each, Image.Image) else from_array(each, name) for each in value]
+        return Cell([to_rgb(each, name=name) for each in frames], name)
     if isinstance(value, Image.Image):
         return Cell(to_rgb(value, name=name), name)
     if not isinstance(value, bytes | Path):

@@ -10,7 +10,7 @@ from tide.images.prompts import CAPTIONS, prompt_of
 from tide.messages import one_line
 
 #: Columns that are taken for images where none is named, in this order.
-IMAGES = ("image", "img", "picture", "images", "jpg", "png", "webp", "file_name", "path")
+IMAGES = ("image", "img", "picture", "images", "video", "clip", "jpg", "png", "webp", "mp4", "file_name", "path")
 
 
 def image_column(names: Sequence[str], asked: str | None, features: Mapping[str, Any] | None = None) -> str:
@@ -19,7 +19,7 @@ def image_column(names: Sequence[str], asked: str | None, features: Mapping[str,
     Raises :class:`~tide.errors.TideError` if there is none.
     """
     found = _named(names, [asked] if asked else IMAGES)
-    typed = [name for name, feature in (features or {}).items() if type(feature).__name__ == "Image"]
+    typed = [name for name, feature in (features or {}).items() if type(feature).__name__ in ("Image", "Video")]
     if found is None and not asked and len(typed) == 1:
         return typed[0]
     return found or _missing(names, asked, "image", "images")
@@ -34,6 +34,15 @@ def caption_column(names: Sequence[str], asked: str | None, image: str) -> str |
     if not asked and set(names) <= {image}:
         return None
     return _named(names, [asked] if asked else CAPTIONS) or _missing(names, asked, "text", "captions")
+
+
+def undecoded_column(rows: Any, image: str) -> Any:
+    """``rows`` of ``datasets`` with the images' or videos' column as bytes or paths."""
+    import datasets  # there, as ``rows`` are made by it
+
+    kinds = [kind for name in ("Image", "Video") if (kind := getattr(datasets, name, None)) is not None]
+    kind = next((each for each in kinds if isinstance(rows.features[image], each)), None)
+    return rows if kind is None else rows.cast_column(image, kind(decode=False))
 
 
 def note_of(column: str | None, asked: str | None) -> tuple[str, ...]:

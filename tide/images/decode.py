@@ -45,7 +45,7 @@ def open_picture(source: str | Path | bytes, name: str = "", *, background: Back
     name = name or str(source if isinstance(source, Path) else "the picture")
     try:
         if isinstance(source, Path):
-            _check_file(source, name)
+            check_file(source, name)
             with source.open("rb") as file:
                 return _decoded(file, name, background)
         _check_bytes(len(source), name)
@@ -56,7 +56,8 @@ def open_picture(source: str | Path | bytes, name: str = "", *, background: Back
         raise _unreadable(name, _reason(error)) from None
 
 
-def _check_file(path: Path, name: str) -> None:
+def check_file(path: Path, name: str) -> None:
+    """Raises :class:`~tide.errors.TideError` for anything but a regular file of a size that is read."""
     if not path.exists():
         raise TideError(f"{name} does not exist; check the path")
     if not path.is_file():  # opening a pipe would wait for whoever writes to it

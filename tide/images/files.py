@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -37,21 +37,22 @@ class Files:
         return self.root / name
 
 
-def files_of(root: Path) -> Files:
-    """The files of ``root`` and of the folders in it, through links as well.
+def files_of(root: Path, suffixes: Collection[str] = SUFFIXES) -> Files:
+    """The files of ``root`` and of the folders in it, through links as well. Those with one of ``suffixes`` are what is
+    read.
 
     Hidden files and folders (``._a.png`` and ``__MACOSX`` of macOS, ``@eaDir`` of a NAS) are no pictures of the user's.
     """
     found = Files(root)
     for name in _walk(root):
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix in SUFFIXES:
+        if suffix in suffixes:
             found.pictures.append(name)
         elif suffix == ".txt":
             found.texts.add(name)
         elif name.rpartition("/")[2].lower() in METADATA:
             found.lists.append(name)
-        elif suffix in OTHER_SUFFIXES:
+        elif suffix in OTHER_SUFFIXES or suffix in SUFFIXES:
             found.unread[suffix] += 1
         else:
             found.others.add(name)

@@ -15,7 +15,7 @@ from tide.images.rows import DatasetRows, ListedRows
 from tide.images.samples import OnError, Selected, warn_of_captions
 from tide.images.sets import ImageSet
 from tide.images.stream import Stream
-from tide.images.tensors import Size, check_size
+from tide.images.tensors import Size, check_size, n_frames_of
 from tide.messages import one_line
 
 
@@ -38,7 +38,7 @@ def open_data(
             wrote; a Parquet file, or a folder of them; the name of a data set for ``datasets``, which is streamed; a
             ``Dataset``, ``DatasetDict`` or ``IterableDataset``; a sequence of pictures, of (picture, caption), or of
             mappings with columns.
-        size: side in pixels, or (height, width).
+        size: side in pixels, or (height, width); of clips (frames, height, width), the frames from their middle.
         batch_size: images a batch.
         on_error: "raise" for an unreadable image, or "skip" it with a warning.
         seed: of the order of the images; None for the data's own.
@@ -53,7 +53,7 @@ def open_data(
     check_size(size)
     check_count("batch_size", batch_size)
     check_hold_out(hold_out)
-    opened = _opened(data, split, image_column, caption_column)
+    opened = _opened(data, split, image_column, caption_column, clips=n_frames_of(size) is not None)
     how: dict[str, Any] = {"on_error": on_error, "seed": seed, "hold_out": hold_out}
     if isinstance(opened, ImageSet):
         found = Selected(opened, size, batch_size, **how)
@@ -76,10 +76,12 @@ def image_folder(path: str | Path, size: Size, **options: Any) -> Selected | Str
     return open_data(Path(path), size, **options)
 
 
-def _opened(data: Any, split: str, images: str | None, captions: str | None) -> ImageSet | tuple[Any, str]:
+def _opened(
+    data: Any, split: str, images: str | None, captions: str | None, *, clips: bool = False
+) -> ImageSet | tuple[Any, str]:
     """A set of images, or rows to be streamed and what to call them."""
     if isinstance(data, str | Path):
-        return _of_name(data, split, images, captions)
+        return _of_name(data, split, images, captions, clips)
     if hasattr(data, "column_names") and hasattr(data, "features"):
         return _of_rows(data, "the Dataset", images, captions)
     if isinstance(data, dict) and data and all(hasattr(each, "column_names") for each in data.values()):
@@ -94,10 +96,12 @@ def _opened(data: Any, split: str, images: str | None, captions: str | None) -> 
     return ListedRows(data, "the list", images, captions)
 
 
-def _of_name(spec: str | Path, split: str, images: str | None, captions: str | None) -> ImageSet | tuple[Any, str]:
+def _of_name(
+    spec: str | Path, split: str, images: str | None, captions: str | None, clips: bool
+) -> ImageSet | tuple[Any, str]:
     kind, path = kind_of(spec), Path(spec)
     if kind == "folder":
-        return Folder(path, f"{str(spec).rstrip('/')}/", captions)
+        return Folder(path, f"{str(spec).rstrip('/')}/", captions, clips=clips)
     if find_spec("datasets") is None:
         what = "is read by the datasets library" if kind == "saved" else "is not a folder"
         remedy = "`pip install datasets`" if kind == "saved" else "give one, or `pip install datasets` to read the "

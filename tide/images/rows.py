@@ -11,7 +11,7 @@ from PIL import Image
 
 from tide.errors import TideError, TideWarning
 from tide.images.cells import Cell, cell_of
-from tide.images.columns import caption_column, image_column, note_of, reader_of
+from tide.images.columns import caption_column, image_column, note_of, reader_of, undecoded_column
 from tide.images.files import below
 from tide.images.prompts import is_several, prompt_of
 from tide.images.sets import ImageSet
@@ -41,6 +41,9 @@ class Rows(ImageSet):
     def picture(self, i: int) -> Image.Image:
         return self.cell(i).picture()
 
+    def frames(self, i: int, n: int) -> list[Image.Image]:
+        return self.cell(i).frames(n)
+
     def where(self, i: int) -> str:
         return f"row {i} of {self.shown}"
 
@@ -61,18 +64,13 @@ class DatasetRows(Rows):
         captions: str | None = None,
         folder: Path | None = None,
     ) -> None:
-        import datasets  # there, as ``data`` is made by it
-
         super().__init__(shown)
         self.folder = folder
         self.image = image_column(data.column_names, images, data.features)
         text = caption_column(data.column_names, captions, self.image)
         self.captions = [""] * len(data) if text is None else self._captions(data, text)
         self.notes = note_of(text, captions)
-        data = data.select_columns([self.image]).with_format(None)
-        if isinstance(data.features[self.image], datasets.Image):
-            data = data.cast_column(self.image, datasets.Image(decode=False))
-        self.data = data
+        self.data = undecoded_column(data.select_columns([self.image]).with_format(None), self.image)
         self.options: Mapping[str, str] = {"image_column": self.image, "caption_column": text or ""}
 
     def _captions(self, data: Any, column: str) -> list[str]:

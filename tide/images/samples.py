@@ -17,7 +17,7 @@ from tide.errors import TideError, TideWarning
 from tide.images.identity import UNREAD, Sample, digest
 from tide.images.order import continuing, held_out, seeded
 from tide.images.sets import ImageSet
-from tide.images.tensors import Size, to_tensor
+from tide.images.tensors import Size
 
 OnError = Literal["raise", "skip"]
 _Pair = tuple[Tensor, str]
@@ -151,11 +151,11 @@ class Selected(Samples):
             if len(samples) < start and self.on_error == "raise":
                 samples.append(self._sample(i, len(samples)))
                 continue
-            if (picture := readable(partial(self.images.picture, i), self.on_error)) is None:
+            if (image := readable(partial(self.images.tensor, i, self.size), self.on_error)) is None:
                 continue
             samples.append(self.images.sample(i))
             if len(samples) > start:
-                yield to_tensor(picture, self.size), self.images.caption(i)
+                yield image, self.images.caption(i)
 
     def _sample(self, i: int, number: int) -> Sample:
         return UNREAD if number < self.recorded_from else self.images.sample(i)

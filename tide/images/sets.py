@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from PIL import Image
+from torch import Tensor
 
+from tide.errors import TideError
 from tide.images.identity import Sample, digest
+from tide.images.tensors import Size, n_frames_of, to_clip, to_tensor
 
 
 class ImageSet(ABC):
@@ -42,6 +45,16 @@ class ImageSet(ABC):
     @abstractmethod
     def picture(self, i: int) -> Image.Image:
         """The image, upright and in mode RGB. Raises :class:`~tide.errors.TideError` for an unreadable one."""
+
+    def frames(self, i: int, n: int) -> list[Image.Image]:
+        """The ``n`` frames in the middle of the clip, as :meth:`picture` gives them. Raises
+        :class:`~tide.errors.TideError` for a set of pictures."""
+        raise TideError(f"{self.shown} holds pictures and this pipeline draws videos; give clips")
+
+    def tensor(self, i: int, size: Size) -> Tensor:
+        """The image as :func:`~tide.images.tensors.to_tensor` gives it; of a size with frames the clip."""
+        n = n_frames_of(size)
+        return to_tensor(self.picture(i), size) if n is None else to_clip(self.frames(i, n), size)
 
     def without_caption(self) -> int:
         """How many images have no caption, as far as this is known without reading the images."""

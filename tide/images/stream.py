@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.images.cells import cell_of
-from tide.images.columns import caption_column, image_column, note_of, reader_of
+from tide.images.columns import caption_column, image_column, note_of, reader_of, undecoded_column
 from tide.images.identity import Sample, digest
 from tide.images.order import is_held_out
 from tide.images.samples import OnError, Samples, readable
-from tide.images.tensors import Size, to_tensor
+from tide.images.tensors import Size
 
 #: Rows, undecoded, that are shuffled together: a few hundred MB of large pictures. All of them are fetched before the
 #: first is used, so that more would only make the start slow; what is far apart is mixed by the order of the shards.
@@ -65,11 +65,11 @@ class Stream(Samples):
             content = None if cell is None else readable(cell.digest, self.on_error)
             if cell is None or content is None or content in self.excluded or is_held_out(content, self.hold_out):
                 continue
-            if (picture := readable(cell.picture, self.on_error)) is None:
+            if (image := readable(partial(cell.tensor, self.size), self.on_error)) is None:
                 continue
             samples.append(Sample(f"row {number}", content, digest(caption)))
             if len(samples) > start:
-                yield to_tensor(picture, self.size), caption
+                yield image, caption
 
 
 def _first(rows: Any, shown: str) -> Mapping[str, Any]:
@@ -84,9 +84,5 @@ def _undecoded(rows: Any, image: str, text: str | None) -> Any:
     however large."""
     if not rows.features:
         return rows
-    import datasets  # there, as ``rows`` are made by it
-
     rows = rows.select_columns([image] if text is None else [image, text])
-    if isinstance(rows.features[image], datasets.Image):
-        rows = rows.cast_column(image, datasets.Image(decode=False))
-    return rows
+    return undecoded_column(rows, image)

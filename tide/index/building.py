@@ -85,7 +85,7 @@ def build_index(
 
 
 def _gathered(
-    adapter: Adapter, model: TIDE, source: Source, folder: Path, timesteps: Tensor, grid: tuple[int, int], seed: int
+    adapter: Adapter, model: TIDE, source: Source, folder: Path, timesteps: Tensor, grid: tuple[int, ...], seed: int
 ) -> IndexGathered:
     asked = {
         "format": FORMAT,

@@ -40,7 +40,7 @@ def finish(
     adapter: Adapter,
     gathered: IndexGathered,
     source: Source,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     seed: int,
     on_progress: Progress,
 ) -> None:
@@ -132,7 +132,7 @@ def _of_label(label: Label | None) -> tuple[str | None, str | None, float | None
 
 
 def _labels(
-    gathered: IndexGathered, source: Source, grid: tuple[int, int]
+    gathered: IndexGathered, source: Source, grid: tuple[int, ...]
 ) -> tuple[tuple[Label | None, ...] | list[Label | None], str]:
     """A label of each latent, and what they are: "masks", "captions" or "none"."""
     n, batches = gathered.model.n_latents, source.batches
@@ -198,7 +198,7 @@ def _write_tensors(gathered: IndexGathered, neighbours: Mapping[str, Tensor]) ->
     replace_file(gathered.folder / BY_LATENT, tensors_writer(by_latent))
 
 
-def _drawn(gathered: IndexGathered, size: tuple[int, int]) -> dict[str, Tensor]:
+def _drawn(gathered: IndexGathered, size: tuple[int, ...]) -> dict[str, Tensor]:
     """The images drawn at random, by their values: the quantiles of the latent's peaks, the highest first."""
     drawn = gathered.drawn
     order = torch.where(drawn.images >= 0, drawn.values, -1.0).argsort(dim=1, descending=True, stable=True)

@@ -56,7 +56,7 @@ class IndexGathered(Gathered):
         self,
         model: TIDE,
         timesteps: Tensor,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         folder: Path,
         asked: Any,
         labelled_rows: int,

@@ -73,7 +73,7 @@ def index_bytes(
     n_timesteps: int,
     cells: int,
     l0: float,
-    size: tuple[int, int] = (PICTURE, PICTURE),
+    size: tuple[int, ...] = (PICTURE, PICTURE),
 ) -> dict[str, int]:
     """Bytes of the parts of an index, by what they are. ``cells``: places of a map. ``l0``: latents that fire at a
     token on average; an image is taken to have a tenth as many different ones for each place. ``size``: height and
@@ -91,7 +91,7 @@ def index_bytes(
     }
 
 
-def _picture_bytes(size: tuple[int, int]) -> float:
+def _picture_bytes(size: tuple[int, ...]) -> float:
     """Of a picture and its thumbnail."""
     height, width = (side * min(1.0, PICTURE / max(size)) for side in size)
     thumbnail = TILE**2 * min(size) / max(size)
@@ -104,7 +104,7 @@ def sizes_in_words(
     n_timesteps: int,
     cells: int,
     l0: float,
-    size: tuple[int, int] = (PICTURE, PICTURE),
+    size: tuple[int, ...] = (PICTURE, PICTURE),
 ) -> str:
     """The size of an index in a sentence, for somebody who is about to make one; arguments of :func:`index_bytes`.
 

@@ -89,7 +89,7 @@ def write_files(
 
 
 def _known_masks(
-    model: TIDE, source: Source, grid: tuple[int, int]
+    model: TIDE, source: Source, grid: tuple[int, ...]
 ) -> tuple[dict[str, Tensor] | None, Mapping[str, str] | None]:
     """The concepts' masks of the first images, as many as latents fit into memory for, and the concepts' levels."""
     if not isinstance(source.batches, Masked):

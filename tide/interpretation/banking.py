@@ -17,7 +17,7 @@ from tide.interpretation.concepts import Annotated
 from tide.interpretation.detecting import FittedDetector, fit_detectors
 from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE
-from tide.sae.position import Position
+from tide.sae.position import Position, at_step
 
 #: Tokens of a concept that are kept, latents that its detector reads, and mean latents that are kept at each timestep.
 TOKENS, READ, MEANS = 128, 32, 256
@@ -133,7 +133,7 @@ def _mean_latents(model: TIDE, data: Annotated, members: Tensor) -> tuple[Tensor
     for step, t in enumerate(data.timesteps.tolist()):
         for first in range(0, data.x.shape[1], n):
             images = slice(first, first + n)
-            given = None if data.conditioning is None else data.conditioning[images]
+            given = at_step(None if data.conditioning is None else data.conditioning[..., images, :], step)
             x = data.x[step, images].to(model.W_enc.device).float()
             z = model.dense(x.flatten(0, 1), Position(t, given)).cpu().float()
             inside[:, step] += weights[:, images].flatten(1) @ z

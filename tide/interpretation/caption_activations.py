@@ -44,7 +44,7 @@ def caption_activations(
         batch_size=batch_size,
     )
     x, given = zip(*(_some_tokens(*of_blocks[block], seed) for of_blocks in read), strict=True)
-    conditioning = None if given[0] is None else torch.cat(given)
+    conditioning = None if given[0] is None else torch.cat(given, dim=-2)
     labels = {word: torch.tensor([word in images[i].words for i in indices]) for word in words}
     return Annotated(timesteps.float(), torch.stack(x, dim=1), labels=labels, conditioning=conditioning)
 

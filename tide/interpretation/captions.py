@@ -74,7 +74,7 @@ class CaptionConcepts:
     concepts: dict[str, dict[str, Any]]
     timesteps: Tensor
     n_images: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     drawn: dict[str, list[Drawn]]
     kind: Kind
     n_read: int

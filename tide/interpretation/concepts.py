@@ -12,7 +12,7 @@ from tide.devices import in_double
 from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.sae.model import TIDE
-from tide.sae.position import Position
+from tide.sae.position import Position, at_step
 
 
 @dataclass
@@ -21,8 +21,9 @@ class Annotated:
 
     ``x [timesteps, images, tokens, d_model]`` at ``timesteps [timesteps]``; ``masks[concept]`` bool
     ``[images, tokens]`` if a concept is known token by token; ``labels[concept]`` bool ``[images]`` if it is only known
-    whether the image shows it. A concept with a mask needs no label. ``conditioning [images,
-    d_embedding]`` is what the model adds to its timestep embedding, or None.
+    whether the image shows it. A concept with a mask needs no label. ``conditioning [timesteps, images,
+    d_embedding]`` is what the model adds to its timestep embedding, or None; ``[images, d_embedding]`` where that is
+    the same at all timesteps.
     """
 
     timesteps: Tensor
@@ -65,8 +66,8 @@ def mean_latents(model: TIDE, data: Annotated) -> Tensor:
     ``model`` is on the device of ``data``. Raises :class:`~tide.errors.TideError` if ``data`` has no timesteps.
     """
     total: Tensor | None = None
-    for t, x in zip(data.timesteps.tolist(), data.x, strict=True):
-        z = model.dense(x.flatten(0, 1), Position(t, data.conditioning))
+    for i, (t, x) in enumerate(zip(data.timesteps.tolist(), data.x, strict=True)):
+        z = model.dense(x.flatten(0, 1), Position(t, at_step(data.conditioning, i)))
         total = z if total is None else total + z
     if total is None:
         raise TideError("no timesteps to read concepts at; give at least one")

@@ -17,7 +17,7 @@ from tide.interpretation.concepts import Annotated, best_iou
 from tide.interpretation.reading import PIECE
 from tide.sae.codes import Codes
 from tide.sae.model import TIDE
-from tide.sae.position import Position
+from tide.sae.position import Position, at_step
 
 #: What a detector tells apart: tokens, or images by the mean score of their tokens.
 Per = Literal["token", "image"]
@@ -155,7 +155,8 @@ def _pieces(data: Annotated, n_latents: int) -> list[slice]:
 
 
 def _position(data: Annotated, step: int, images: slice) -> Position:
-    return Position(float(data.timesteps[step]), None if data.conditioning is None else data.conditioning[images])
+    given = at_step(data.conditioning, step)
+    return Position(float(data.timesteps[step]), None if given is None else given[images])
 
 
 @dataclass(frozen=True)

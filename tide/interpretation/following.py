@@ -86,7 +86,7 @@ def follow(
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> Followed:
     """Draws a prompt and compares the latents of consecutive steps (section 5.5, Fig. 5).
 

@@ -11,7 +11,7 @@ from tide.errors import TideError
 from tide.interpretation.atlas import Atlas
 from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE
-from tide.sae.position import Position
+from tide.sae.position import Position, at_step
 
 #: Rows and columns of a map at most; larger token grids are pooled by area.
 MAP_SIDE = 16
@@ -21,7 +21,7 @@ def build_atlas(
     model: TIDE,
     timesteps: Tensor,
     batches: Iterable[tuple[Tensor, Tensor | None]],
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     *,
     top_images: int = 6,
     on_latents: Callable[[Tensor], None] | None = None,
@@ -29,9 +29,10 @@ def build_atlas(
 ) -> Atlas:
     """Reads all images once and keeps only what :class:`Atlas` holds of each latent.
 
-    ``batches`` are ``(x [timesteps, images, tokens, d_model], conditioning [images, d_embedding] or None)`` in the
-    order of the images, which are numbered from 0; their tokens form ``grid`` (rows, columns), row by row. At most
-    :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many values of maps.
+    ``batches`` are ``(x [timesteps, images, tokens, d_model], conditioning [timesteps, images, d_embedding] or None)``
+    in the order of the images, which are numbered from 0 (``[images, d_embedding]`` if all timesteps share it); their
+    tokens form ``grid`` (rows, columns), row by row. At most :data:`~tide.interpretation.reading.PIECE` dense latents
+    are held at a time, and as many values of maps.
 
     ``on_latents`` gets the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a time and
     in order: whole images, or some of the tokens of one image. ``on_peaks`` gets the highest of them in each image,
@@ -67,7 +68,7 @@ class Gathered:
         self,
         model: TIDE,
         timesteps: Tensor,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         n_top: int,
         on_latents: Callable[[Tensor], None] | None,
         on_peaks: Callable[[Tensor], None] | None,
@@ -94,7 +95,7 @@ class Gathered:
         images_at_once = max(1, PIECE // (self.n_tokens * self.model.n_latents))
         for first in range(0, shape[1], images_at_once):
             part = slice(first, first + images_at_once)
-            self._add_images(x[:, part], None if conditioning is None else conditioning[part])
+            self._add_images(x[:, part], None if conditioning is None else conditioning[..., part, :])
 
     def _add_images(self, x: Tensor, conditioning: Tensor | None) -> None:
         """Images that together form one piece, or one image of several pieces."""
@@ -127,7 +128,7 @@ class Gathered:
         """Latents ``[images, tokens, n_latents]`` averaged over the timesteps, each of which is counted."""
         total = torch.zeros(*x.shape[1:3], self.model.n_latents, device=x.device)
         for i, t in enumerate(self.timesteps.tolist()):
-            z = self.model.dense(x[i], Position(t, conditioning))
+            z = self.model.dense(x[i], Position(t, at_step(conditioning, i)))
             self.fired[i] += (z > 0).sum((0, 1)).cpu()
             self.total[i] += z.sum((0, 1)).cpu()
             self.see(i, z, first)
@@ -188,14 +189,14 @@ class Ranked:
         self.maps[changed] = own
 
 
-def as_bytes(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def as_bytes(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """``maps [n_latents, m, cells]`` as uint8 ``[n_latents, m, *size]``; 255 is the strongest place of all the latent's
     maps."""
     strongest = maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
     return (maps / strongest * 255).round().byte().unflatten(2, size)
 
 
-def _area_pooling(grid: tuple[int, int]) -> tuple[tuple[int, int], Tensor | None]:
+def _area_pooling(grid: tuple[int, ...]) -> tuple[tuple[int, int], Tensor | None]:
     """The size of a map and the matrix ``[cells, tokens]`` that makes one; None if every token is a cell."""
     factor = max(*grid, MAP_SIDE) / MAP_SIDE
     rows, columns = (max(1, round(side / factor)) for side in grid)

@@ -13,8 +13,9 @@ from tide.adapters import Adapter, Call
 from tide.interpretation.concepts import concept_scores
 from tide.interpretation.reading import PIECE, calls_of_blocks
 from tide.sae import TIDE, Position
+from tide.sae.position import at_step, of_steps
 
-#: An image's activations ``[timesteps, tokens, d_model]`` and its conditioning ``[1, d_embedding]``, if there is any.
+#: An image's activations ``[timesteps, tokens, d_model]`` and its conditioning ``[timesteps, 1, d_embedding]``, if any.
 Activations = tuple[Tensor, Tensor | None]
 #: Name -> features ``[images, n_features]`` on the CPU.
 Pooled = dict[str, Tensor]
@@ -43,12 +44,13 @@ def image_activations(
         steps = list(calls_of_blocks(adapter, list(models), Prepared(latents, text), noise, timesteps, tensor))
         x = {block: torch.stack([of_step[block][0] for of_step in steps]) for block in models}
         for row in range(len(part)):
-            yield {block: (x[block][:, row], _row_of(steps[0][block][1], row)) for block in models}
+            yield {block: (x[block][:, row], _row_of([each[block][1] for each in steps], row)) for block in models}
 
 
-def _row_of(call: Call, row: int) -> Tensor | None:
-    """The conditioning of an image, which is the same at all timesteps."""
-    return None if call.conditioning is None else call.conditioning[row : row + 1]
+def _row_of(calls: Sequence[Call], row: int) -> Tensor | None:
+    """The conditioning of an image at every timestep."""
+    conditioning = of_steps([call.conditioning for call in calls])
+    return None if conditioning is None else conditioning[:, row : row + 1]
 
 
 def pool(
@@ -90,5 +92,5 @@ def _pieces(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | No
     for part in x.split(max(1, PIECE // model.n_latents), dim=1):
         total = torch.zeros(part.shape[1], model.n_latents, device=x.device)
         for i, t in enumerate(timesteps.tolist()):
-            total += model.dense(part[i], Position(t, conditioning))
+            total += model.dense(part[i], Position(t, at_step(conditioning, i)))
         yield total / len(timesteps)

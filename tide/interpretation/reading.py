@@ -11,6 +11,7 @@ from torch import Tensor
 from tide.activations import Prepared
 from tide.adapters import Adapter, Call, run_until
 from tide.sae.model import TIDE
+from tide.sae.position import of_steps
 
 #: Elements of a piece of dense latents; an image of 4096 tokens and 73728 latents is read in nine pieces.
 PIECE = 2**25
@@ -52,6 +53,6 @@ def noised_activations(
     adapter: Adapter, model: TIDE, images: Prepared, noise: Tensor, timesteps: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """All that :func:`noised_calls` yields: ``x [timesteps, images, tokens, d_model]``, and the conditioning
-    ``[images, d_embedding]`` or None, which is the same at all timesteps."""
+    ``[timesteps, images, d_embedding]`` or None."""
     found, calls = zip(*noised_calls(adapter, model, images, noise, timesteps), strict=True)
-    return torch.stack(found), calls[0].conditioning
+    return torch.stack(found), of_steps([call.conditioning for call in calls])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide.adapters import Adapter, Call, of_prompt, tap
+from tide.adapters.schedule import step_arguments
 from tide.adapters.standins import listened
 from tide.devices import in_double
 from tide.errors import TideError
@@ -63,13 +64,15 @@ class Change(NamedTuple):
     mse: Tensor
 
 
-def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> AbstractContextManager[None]:
-    """Passes ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, noisy latents."""
+def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, float, Tensor], None]) -> AbstractContextManager[None]:
+    """Passes ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, and the noisy
+    latents as the model was given them."""
+    scheduler = adapter.pipe.scheduler
 
-    def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
-        keep(model_output, timestep, sample)
+    def before(*args: Any, **kwargs: Any) -> None:
+        keep(*adapter.of_step(*step_arguments(scheduler, args, kwargs)))
 
-    return listened(adapter.pipe.scheduler, "step", before=before)
+    return listened(scheduler, "step", before=before)
 
 
 @torch.no_grad()
@@ -94,12 +97,14 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
         codes.append(Codes(values.half().cpu(), indices.cpu()))
         raw.append(x.half().cpu())
 
-    def predicted(prediction: Tensor, timestep: Any, sample: Tensor) -> None:
+    def predicted(prediction: Tensor, timestep: float, sample: Tensor) -> None:
+        if adapter.runs_in_turn and len(steps) == len(timesteps):
+            return  # the step of another transformer
         n_images = len(raw[-1])
         if len(sample) == 2 * n_images:  # the pipeline steps the rows of both branches
             rows = adapter.conditional_rows(len(sample), True).to(sample.device)
             prediction, sample = prediction[rows], sample[rows]
-        steps.append((prediction.float().cpu(), sample.float().cpu(), float(timestep)))
+        steps.append((prediction.float().cpu(), sample.float().cpu(), timestep))
 
     with tap(adapter, {block: of_prompt(keep)}, model.config.tensor), scheduler_steps(adapter, predicted):
         final = run().float().cpu()
@@ -108,7 +113,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
             f"the pipeline made {len(timesteps)} calls for the prompt in {len(steps)} steps; let it draw in two "
             "steps or more, with one call each"
         )
-    size = (final.shape[-2], final.shape[-1])
+    size = tuple(final.shape[2:])
     images = [
         adapter.predicted_clean(adapter.unpacked(prediction, size), adapter.unpacked(sample, size), t)
         for prediction, sample, t in steps

@@ -42,7 +42,7 @@ _SCRATCH = 8.0
 
 
 def measure(
-    pipeline: object, config: TrainConfig, options: CollectOptions, size: tuple[int, int] | None = None
+    pipeline: object, config: TrainConfig, options: CollectOptions, size: tuple[int, ...] | None = None
 ) -> Machine:
     """The constants of this machine, on its GPU if there is one: of reading images and running ``pipeline``, "scenes"
     or a folder; of steps of ``config``; of writing to the disk of the current folder.
@@ -69,7 +69,7 @@ def measure(
 
 
 def _passes(
-    adapter: Adapter, options: CollectOptions, size: tuple[int, int] | None, folder: Path
+    adapter: Adapter, options: CollectOptions, size: tuple[int, ...] | None, folder: Path
 ) -> dict[str, Constant]:
     """Reading images; operations a second of encoding them; and of passes through every block, as a collection runs
     them."""
@@ -94,7 +94,7 @@ def _passes(
     }
 
 
-def _steps(adapter: Adapter, config: TrainConfig, size: tuple[int, int] | None, folder: Path) -> dict[str, Constant]:
+def _steps(adapter: Adapter, config: TrainConfig, size: tuple[int, ...] | None, folder: Path) -> dict[str, Constant]:
     """Seconds of a step and of matching the threshold: the mean times between the batches of a short training on
     activations in memory. The first step is left out: it calibrates the model."""
     tokens = min(config.batch_tokens, _CPU_TOKENS) if adapter.device.type == "cpu" else config.batch_tokens
@@ -128,7 +128,7 @@ def _timed(batches: Iterator[ActivationBatch], drawn: list[float]) -> Iterator[A
         yield batch
 
 
-def _pool(adapter: Adapter, size: tuple[int, int] | None, tokens: int) -> list[ActivationBatch]:
+def _pool(adapter: Adapter, size: tuple[int, ...] | None, tokens: int) -> list[ActivationBatch]:
     """At least two steps' activations of the last block: all tokens of some images of noise."""
     options = CollectOptions(token_fraction=1.0)
     height, width = image_size(adapter, size)
@@ -175,7 +175,7 @@ def _assumed(device: torch.device) -> dict[str, Constant]:
     }
 
 
-def _write_pictures(folder: Path, adapter: Adapter, size: tuple[int, int] | None, n: int) -> None:
+def _write_pictures(folder: Path, adapter: Adapter, size: tuple[int, ...] | None, n: int) -> None:
     """Smooth noise in ``n`` JPEG files, each with a caption."""
     height, width = image_size(adapter, size)
     generator = torch.Generator().manual_seed(0)

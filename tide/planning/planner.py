@@ -68,7 +68,7 @@ def plan(
     blocks: Sequence[Block] = ("penultimate",),
     gpus: int = 1,
     machine: str | Machine = HERE,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     config: TrainConfig | None = None,
     options: CollectOptions | None = None,
     epochs: int = 1,

@@ -76,7 +76,7 @@ class PipelineSizes:
     family: str | None = None
 
 
-def sizes_of(name: str | Path, size: tuple[int, int] | None = None) -> PipelineSizes:
+def sizes_of(name: str | Path, size: tuple[int, ...] | None = None) -> PipelineSizes:
     """The sizes of a pipeline: the bundled one, a folder, or one whose configurations :data:`KNOWN` holds.
 
     ``size``: height and width of images in pixels (default the pipeline's own). Raises
@@ -120,7 +120,7 @@ def given_sizes(d_model: int, n_blocks: int, tokens: int) -> PipelineSizes:
     )
 
 
-def sizes_of_adapter(adapter: Adapter, size: tuple[int, int] | None, source: str) -> PipelineSizes:
+def sizes_of_adapter(adapter: Adapter, size: tuple[int, ...] | None, source: str) -> PipelineSizes:
     """The sizes of a pipeline that is loaded."""
     models = [each for each in adapter.pipe.components.values() if isinstance(each, nn.Module)]
     texts = [model for name, model in adapter.pipe.components.items() if name.startswith("text_encoder") and model]
@@ -137,7 +137,7 @@ def sizes_of_adapter(adapter: Adapter, size: tuple[int, int] | None, source: str
     )
 
 
-def _of_configs(name: str, configs: Configs, size: tuple[int, int] | None) -> PipelineSizes:
+def _of_configs(name: str, configs: Configs, size: tuple[int, ...] | None) -> PipelineSizes:
     """The models are built on the meta device, which holds no values."""
     try:
         with torch.device("meta"):
@@ -161,7 +161,7 @@ def _of_configs(name: str, configs: Configs, size: tuple[int, int] | None) -> Pi
 
 
 def _sizes(
-    adapter: Adapter, size: tuple[int, int], texts: list[Any], *, caption_tokens: int, **known: Any
+    adapter: Adapter, size: tuple[int, ...], texts: list[Any], *, caption_tokens: int, **known: Any
 ) -> PipelineSizes:
     tokens, d_model, n_blocks = n_tokens(adapter, size), adapter.d_model, adapter.n_blocks
     images, captions = (sum(counts) for counts in zip(*map(_weights, adapter.blocks), strict=True))
@@ -195,7 +195,7 @@ def _weights(model: nn.Module) -> tuple[int, int]:
     return images, captions
 
 
-def _vae_flops(adapter: Adapter, size: tuple[int, int]) -> float:
+def _vae_flops(adapter: Adapter, size: tuple[int, ...]) -> float:
     """Operations of the VAE's encoder on one image, counted in a pass on the meta device; 0 without a VAE."""
     vae = getattr(adapter.pipe, "vae", None)
     if vae is None:

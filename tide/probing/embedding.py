@@ -100,7 +100,7 @@ class Embeddings:
                 continue
             for activation in (True, False):
                 if self._is_read(time + value, activation):
-                    parent = _common(layers.path, kind)
+                    parent = _common(layers.path, kind, path)
                     return FoundEmbedding(self._embedding(parent, None, kind, layers, True, path, factor, activation))
         where = ", ".join(path for path, *_ in wholes) or "no module's output"
         return FoundEmbedding(missing=[f"what is added to the timestep embedding ({where} is what projections read)"])
@@ -124,7 +124,7 @@ class Embeddings:
             embedder=_below(layers.path, path),
             layers=layers.names,
             conditioned=conditioned,
-            added=added,
+            added=None if added is None else _below(added, path),
             factor=factor,
             of_block=of_block,
             activation=activation,
@@ -236,11 +236,12 @@ def _flat_first(call: ModuleCall) -> Tensor | None:
     return value.float().reshape(-1, 1) if isinstance(value, Tensor) and not value.is_meta else None
 
 
-def _common(path: str, kind: str | Sinusoid) -> str:
-    """The path of the module that holds both."""
+def _common(path: str, *others: str | Sinusoid) -> str:
+    """The path of the module that holds all, as far as they are modules."""
     parts = path.split(".")[:-1]
-    while parts and isinstance(kind, str) and not kind.startswith(f"{'.'.join(parts)}."):
-        parts.pop()
+    for other in others:
+        while parts and isinstance(other, str) and not other.startswith(f"{'.'.join(parts)}."):
+            parts.pop()
     return ".".join(parts)
 
 

@@ -43,7 +43,6 @@ class Probe:
         arguments: the transformer's further ones.
         found: (what, in words), a line each.
         missing: what could not be determined, and what to fill in.
-        patch_of_config: side of a token as the transformer's config says it.
     """
 
     spec: Spec
@@ -52,7 +51,6 @@ class Probe:
     arguments: FoundArguments
     found: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    patch_of_config: int | None = None
 
 
 def probe(pipe: Any) -> Probe:
@@ -84,7 +82,7 @@ class _Prober:
         argument, latents = latents_argument(plain)
         geometry, found = self._blocks(argument, latents, plain, lists, keep)
         timestep = find_timestep(plain)
-        text = find_text(self.pipe, plain)
+        text = find_text(self.pipe, plain, geometry.n_tokens)
         guidance, guided = self._guidance(plain, text, argument)
         modulations = [find_modulation(each, plain.passes, self.transformer, geometry) for each in found]
         embedding = self._embedding(plain, found, modulations, timestep, len(latents))
@@ -102,7 +100,7 @@ class _Prober:
             blocks=tuple(_blocks_of(each, made) for each, made in zip(found, modulations, strict=True)),
             embedding=embedding,
             text=_text_of(text),
-            guidance=guidance.rows or "two calls",
+            guidance=guidance.rows or "none",
             negative=guidance.negative,
             guidance_scale="guidance_scale" if text.guidance is not None else guidance.scale,
             steps_both_branches=guidance.both_stepped,
@@ -111,6 +109,8 @@ class _Prober:
             call=arguments.constant,
             call_defaults=calls.plain_arguments(self.pipe),
             packed=geometry.packed,
+            square=geometry.patch if geometry.packed or self._patch is None else 2,
+            channels=self._channels(latents, geometry),
             shifts_latents=scaling.shifts is not False,
             scales_channels=scaling.by_channel,
             vae_has_frames=scaling.has_frames,
@@ -120,15 +120,13 @@ class _Prober:
             **_timestep_of(timestep, plain, self.transformer),
         )
         spec = replace(spec, grid=_grid_source(plain.passes[0]) if geometry.packed else "latents", size=self._size())
+        self._leave_out_known(arguments, spec, plain.passes[0])
         parts = [text.missing, scaling.missing, arguments.missing, *(each.missing for each in modulations)]
         self.missing += [what for missing in parts for what in missing]
         if timestep is None:
             self.missing.append("the argument for the timestep: timestep_argument and timestep_unit")
-        if guidance.rows is None:
-            self.missing.append("a run with guidance; `guidance` says where the rows of the negative prompt are")
         lines = in_words(spec, found, modulations, geometry, guidance, timestep, scaling)
-        patch = self.transformer.config.get("patch_size")
-        return Probe(spec, type(self.transformer), geometry, arguments, lines, self.missing, patch)
+        return Probe(spec, type(self.transformer), geometry, arguments, lines, self.missing)
 
     # -- runs
 
@@ -249,6 +247,26 @@ class _Prober:
             return "config.sample_size"
         return "default_sample_size" if hasattr(self.pipe, "default_sample_size") else "call"
 
+    @property
+    def _patch(self) -> Any:
+        return self.transformer.config.get("patch_size")
+
+    def _leave_out_known(self, arguments: FoundArguments, spec: Spec, seen: Pass) -> None:
+        """Takes out the positions of tokens that every adapter makes of :attr:`Spec.grid`."""
+        axes = self.transformer.config.get("axes_dims_rope") or ()
+        for name in ("img_ids", "txt_ids") if spec.grid == "img_ids" else ():
+            if name in arguments.code and seen.arguments[name].shape[-1] == len(axes):
+                del arguments.code[name]
+        if spec.grid == "img_shapes":
+            arguments.code.pop("img_shapes", None)
+
+    def _channels(self, latents: Tensor, geometry: Geometry) -> Any:
+        """The field of the config that says how many channels the transformer is given."""
+        config, given = self.transformer.config, latents.shape[2 if geometry.packed else 1]
+        if config.get("in_channels") not in (None, given):
+            self.missing.append("what the transformer is given beside the latents")
+        return "in_channels" if config.get("in_channels") == given else "out_channels"
+
     def _width(self, width: int) -> str | None:
         config = self.transformer.config
         heads, of_head = config.get("num_attention_heads"), config.get("attention_head_dim")
@@ -310,7 +328,14 @@ def _timestep_of(found: FoundTimestep | None, plain: Run, transformer: Any) -> d
 
 
 def _text_of(found: FoundText) -> Text:
-    return Text(found.outputs, found.arguments, found.as_called, found.length, found.guidance)
+    return Text(
+        found.outputs,
+        found.arguments,
+        found.as_called,
+        found.length,
+        guidance=found.guidance,
+        mask_of_all=found.mask_of_all,
+    )
 
 
 def _blocks_of(found: FoundList, made: FoundModulation) -> Blocks:

@@ -28,6 +28,7 @@ class FoundText:
     as_called: tuple[str, ...] = ()
     length: str | None = None
     guidance: float | None = None
+    mask_of_all: str | None = None
     missing: list[str] = field(default_factory=list)
 
 
@@ -41,8 +42,8 @@ class FoundGuidance:
     both_stepped: bool = False
 
 
-def find_text(pipe: Any, run: Run) -> FoundText:
-    """Which outputs of ``encode_prompt`` reach which arguments, in a run without guidance."""
+def find_text(pipe: Any, run: Run, n_tokens: int) -> FoundText:
+    """Which outputs of ``encode_prompt`` reach which arguments, in a run without guidance on so many image tokens."""
     if not run.encoded:
         return FoundText(missing=["the pipeline has no encode_prompt; override encode_prompts"])
     given, result = run.encoded[0]
@@ -53,6 +54,9 @@ def find_text(pipe: Any, run: Run) -> FoundText:
     taken = inspect.signature(pipe.encode_prompt).parameters
     found.length = "max_sequence_length" if "max_sequence_length" in taken else None
     found.guidance = _embedded_guidance(pipe, first)
+    longer = _longer_mask(first, parts, n_tokens)
+    if longer is not None and longer[0] not in outputs:
+        found.mask_of_all, outputs[longer[0]] = longer
     if not outputs:
         found.missing.append("no output of encode_prompt is an argument of the transformer; override encode_prompts")
     return found
@@ -71,6 +75,18 @@ def _matched(arguments: Mapping[str, Any], parts: Any, n_rows: int) -> dict[str,
     found = {name: i for name, i in places.items() if i is not None}
     # The states of the text first: by them the prompt's calls are told from the negative prompt's.
     return dict(sorted(found.items(), key=lambda each: -arguments[each[0]].is_floating_point()))
+
+
+def _longer_mask(arguments: Mapping[str, Any], parts: Any, n_tokens: int) -> tuple[str, int] | None:
+    """The argument that is an output with ones for the image tokens behind it, and the output's place."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) or value.ndim != 2:
+            continue
+        for i, part in enumerate(parts):
+            behind = isinstance(part, Tensor) and (len(value), value.shape[1] - n_tokens) == tuple(part.shape)
+            if behind and _equal(part, value[:, :-n_tokens]) and bool(value[:, -n_tokens:].all()):
+                return name, i
+    return None
 
 
 def _equal(part: Tensor, value: Any) -> bool:

@@ -76,19 +76,11 @@ def _needs_positions(found: Probe) -> bool:
 
 def _methods(found: Probe) -> list[str]:
     lines: list[str] = []
-    geometry = found.geometry
     if found.arguments.code:
         entries = [f'            "{name}": {code},' for name, code in found.arguments.code.items()]
+        entries.insert(0, "            **super().call_arguments(latents, steps, text),")
         lines += ["", "    def call_arguments(self, latents, steps, text):", "        return {", *entries, "        }"]
-    return lines + _grid_method(geometry.patch, geometry.packed, found)
-
-
-def _grid_method(patch: int, packed: bool, found: Probe) -> list[str]:
-    """For models whose config does not say the side of a token."""
-    if packed or found.patch_of_config == patch:
-        return []
-    sides = f"latents[-2] // {patch}, latents[-1] // {patch}"
-    return ["", "    def token_grid(self, *latents):", f"        return *latents[:-2], {sides}"]
+    return lines
 
 
 def _written(value: Any, indent: int) -> str:

@@ -122,12 +122,13 @@ def _check_sizes(weights: Path, config: TIDEConfig) -> None:
     next, and a false config must not ask for more memory than there is."""
     wanted = {name: (config.n_latents, config.d_model) for name in ("W_enc", "W_dec")}
     if (own := config.modulation) is not None:
-        rows = (own.has_scale + own.has_shift) * own.d_model
-        wanted |= {
-            "modulation.linear_1.weight": (own.d_embedding, own.n_frequencies),
-            "modulation.linear_2.weight": (own.d_embedding, own.d_embedding),
-            "modulation.linear.weight": (rows, own.d_embedding),
-        }
+        rows, hidden = (own.has_scale + own.has_shift) * own.d_model, own.d_hidden or own.d_embedding
+        wanted["modulation.linear.weight"] = (rows, own.d_embedding)
+        if own.n_frequencies:
+            wanted |= {
+                "modulation.linear_1.weight": (hidden, own.n_frequencies),
+                "modulation.linear_2.weight": (own.d_embedding, hidden),
+            }
     with open_tensors(weights, "the checkpoint") as file:
         names = set(file.keys())
         for name, shape in wanted.items():

@@ -94,7 +94,7 @@ class Modulation(nn.Module):
         super().__init__()
         self.config = config
         n_rows = (config.has_scale + config.has_shift) * config.d_model
-        layers = []
+        layers: list[nn.Linear] = []
         if config.n_frequencies:
             hidden = config.d_hidden or config.d_embedding
             self.linear_1 = nn.utils.skip_init(nn.Linear, config.n_frequencies, hidden)
@@ -132,7 +132,7 @@ class Modulation(nn.Module):
         with torch.no_grad():
             for name, source in (("linear_1", linear_1), ("linear_2", linear_2)):
                 if source is not None:
-                    own = modulation.get_submodule(name)
+                    own: Any = modulation.get_submodule(name)
                     own.weight.copy_(source[0])
                     own.bias.copy_(source[1])
             modulation.linear.weight.copy_(weight)
@@ -179,7 +179,7 @@ class Modulation(nn.Module):
                 config.n_frequencies,
                 flip_sin_to_cos=config.flip_sin_to_cos,
                 downscale_freq_shift=config.downscale_freq_shift,
-                max_period=config.max_period,  # type: ignore[arg-type]
+                max_period=config.max_period,
             )
             embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
         return embedding if conditioning is None else embedding + conditioning.to(embedding)

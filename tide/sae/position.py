@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,18 @@ class Position:
                 f"{n_rows} rows cannot be shared by {n_groups} timesteps; pass Position(timestep, group=...)"
             )
         return torch.arange(n_groups, device=device, dtype=torch.int32).repeat_interleave(n_rows // n_groups)
+
+
+def of_steps(found: Sequence[Tensor | None]) -> Tensor | None:
+    """The conditioning of the same images at several timesteps, ``[timesteps, images, d_embedding]``, or None."""
+    given = [each for each in found if each is not None]
+    return torch.stack(given) if given else None
+
+
+def at_step(conditioning: Tensor | None, step: int) -> Tensor | None:
+    """``[images, d_embedding]`` at one of several timesteps: of a conditioning ``[timesteps, images, d_embedding]``, or
+    of one that all timesteps share, ``[images, d_embedding]``."""
+    return conditioning if conditioning is None or conditioning.ndim == 2 else conditioning[step]
 
 
 #: A position, or the timestep alone.

@@ -39,6 +39,6 @@ class SceneSamples(Samples):
             if i >= start:
                 yield images_of([scene])[0], caption
 
-    def masks(self, n: int, grid: tuple[int, int]) -> dict[str, Tensor]:
+    def masks(self, n: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
         """Concept -> which tokens of the first ``n`` scenes show it, bool ``[n, tokens]``."""
         return concept_masks([scene for scene, _ in self.pairs[:n]], grid)

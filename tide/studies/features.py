@@ -17,7 +17,7 @@ from tide.evaluation.probing import choose_features, fit_probes
 from tide.interpretation.concepts import Annotated, find_concepts
 from tide.interpretation.timesteps import concept_timesteps
 from tide.sae.model import TIDE
-from tide.sae.position import Position
+from tide.sae.position import Position, at_step
 from tide.scenes.annotate import annotated_scenes
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, Split, scenes
 from tide.studies.bench import Bench
@@ -135,8 +135,8 @@ def latents_and_counts(model: TIDE, data: Annotated) -> tuple[Tensor, Tensor]:
     are active, ``[images * tokens]``."""
     n = len(data.timesteps)
     total, count = torch.zeros(()), torch.zeros(())
-    for t, x in zip(data.timesteps.tolist(), data.x, strict=True):
-        z = model.dense(x.flatten(0, 1), Position(t, data.conditioning))
+    for i, (t, x) in enumerate(zip(data.timesteps.tolist(), data.x, strict=True)):
+        z = model.dense(x.flatten(0, 1), Position(t, at_step(data.conditioning, i)))
         total, count = z + total.to(z.device), (z != 0).sum(1) + count.to(z.device)
     return total / n, count / n
 

@@ -37,7 +37,7 @@ class Gallery:
 
     batch: ActivationBatch
     pictures: Sequence[np.ndarray]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
 
 
 class Active(NamedTuple):

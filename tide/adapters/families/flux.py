@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from tide.adapters.base import Text as EncodedText
 from tide.adapters.declared import DeclaredAdapter
-from tide.adapters.packing import PACK, positions
 from tide.adapters.registry import declared
-from tide.adapters.spec import THIRDS, Blocks, Embedding, Spec, Text
+from tide.adapters.spec import DOUBLE, LIKE_FLUX, SINGLE, Embedding, Spec, Text
 
 _GRID = "its image tokens are a grid of several pictures, of which one is drawn"
 
@@ -44,37 +43,17 @@ class FluxAdapter(DeclaredAdapter):
             "VisualClozeGenerationPipeline": (_GRID, "FluxFillPipeline"),
             "VisualClozePipeline": (_GRID, "FluxFillPipeline"),
         },
-        blocks=(
-            Blocks(output="text, image", attention="attn", attention_output="image, text"),
-            Blocks("single_transformer_blocks", "text, image", None, None, linear="norm.linear", chunks=THIRDS),
-        ),
+        blocks=(DOUBLE, replace(SINGLE, output="text, image")),
         embedding=Embedding(conditioned=True, factor=1000),
         text=Text({"encoder_hidden_states": 0, "pooled_projections": 1}, {}, guidance=3.5),
-        guidance="two calls",
-        width="inner_dim",
-        timestep_unit=(0.0, 1 / 1000),
-        rounds_timestep=True,
-        packed=True,
-        grid="img_ids",
-        size="default_sample_size",
-        sigmas=True,
-        max_shift=1.15,
+        channels="out_channels",
         notes=(
             "A single-stream block has only an output to hook, and one modulation for both chunks.",
             "guidance_scale is the embedded one; true guidance is true_cfg_scale and negative_prompt.",
         ),
+        conditioning="pooled prompt, and embedded guidance (dev)",
+        **LIKE_FLUX,
     )
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of unpacked latents that the transformer predicts; its input may have further ones, of pictures."""
-        config = self.transformer.config
-        return int(config.out_channels or config.in_channels) // PACK**2
-
-    def call_arguments(self, latents: Tensor, steps: Tensor, text: EncodedText) -> dict[str, Any]:
-        length = text["encoder_hidden_states"].shape[1]
-        rows, columns = self.token_grid(*latents.shape[2:])
-        return {"img_ids": positions((rows, columns)).to(latents), "txt_ids": latents.new_zeros(length, 3)}
 
     def generate(self, prompts: Any, **kwargs: Any) -> Tensor:
         """As for every adapter. Kontext fits every size to an area; the size asked for is drawn instead."""

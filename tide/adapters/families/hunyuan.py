@@ -36,6 +36,7 @@ class HunyuanDiTAdapter(DeclaredAdapter):
         blocks=(Blocks("blocks", chunks={"msa": (0, None)}),),
         embedding=Embedding("time_extra_emb", conditioned=True),
         text=Text(length=None),
+        conditioning="pooled T5 embeddings; sizes and style up to 1.1",
         guidance="unconditional, conditional",
         width="inner_dim",
         flow_matching=False,
@@ -53,10 +54,10 @@ class HunyuanDiTAdapter(DeclaredAdapter):
         The model fixes both lengths; ``max_sequence_length`` has no effect.
         """
         check_text_encoder(self.pipe)
-        text = {}
+        text: dict[str, Tensor] = {}
         for i, length in enumerate(_LENGTHS):
-            options = {"do_classifier_free_guidance": False, "max_sequence_length": length, "text_encoder_index": i}
-            embeds, _, mask, _ = self.pipe.encode_prompt(list(prompts), dtype=self.dtype, **options)
+            how: dict[str, Any] = {"max_sequence_length": length, "text_encoder_index": i, "dtype": self.dtype}
+            embeds, _, mask, _ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, **how)
             end = "_t5" if i else ""
             text |= {f"encoder_hidden_states{end}": embeds.to(self.dtype), f"text_embedding_mask{end}": mask}
         return text

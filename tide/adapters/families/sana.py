@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.pipelines import PAG
 from tide.adapters.registry import declared
@@ -36,6 +34,7 @@ class SanaAdapter(DeclaredAdapter):
             as_called=("complex_human_instruction",),
             guidance=4.5,
         ),
+        conditioning="embedded guidance, in models that have it",
         guidance="unconditional, conditional",
         shifts_latents=False,
         call_defaults={"use_resolution_binning": False, "clean_caption": False},
@@ -44,10 +43,13 @@ class SanaAdapter(DeclaredAdapter):
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
         if type(getattr(pipe, "scheduler", None)).__name__ == "SCMScheduler" and self.family == "sana":
-            raise TideError(
-                "Sana-Sprint's schedule (SCMScheduler) is not supported; use a Sana model that was not distilled for it"
-            )
-        self.timestep_unit = (0.0, float(self.transformer.config.timestep_scale))
+            raise TideError("this pipeline does not know Sana-Sprint's schedule (SCMScheduler); use SanaSprintPipeline")
+        self.timestep_unit = (0.0, self.timestep_scale)
+
+    @property
+    def timestep_scale(self) -> float:
+        """What the pipeline multiplies timesteps by."""
+        return float(self.transformer.config.timestep_scale)
 
     @property
     def is_conditioned(self) -> bool:
@@ -58,5 +60,6 @@ class SanaAdapter(DeclaredAdapter):
         """The embedding of models with embedded guidance lies one module higher."""
         return Embedding("time_embed", 1, conditioned=True) if self.is_conditioned else self.spec.embedding
 
-    def _embedded_guidance(self, like: Tensor) -> Tensor:
-        return super()._embedded_guidance(like) * self.transformer.config.guidance_embeds_scale
+    @property
+    def guidance_factor(self) -> float:
+        return float(self.transformer.config.guidance_embeds_scale)

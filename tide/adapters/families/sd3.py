@@ -40,17 +40,13 @@ class SD3Adapter(DeclaredAdapter):
             {"encoder_hidden_states": 0, "pooled_projections": 2},
             {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False},
         ),
+        conditioning="pooled prompt",
         guidance="unconditional, conditional",
         width="inner_dim",
+        channels="out_channels",
         max_shift=1.16,
         notes=("The third call of skip-layer guidance, away from which guidance steers, counts as unconditional.",),
     )
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of what the transformer predicts; its input may have further ones, of pictures."""
-        config = self.transformer.config
-        return int(config.out_channels or config.in_channels)
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
         arguments = self.arguments(args, kwargs)

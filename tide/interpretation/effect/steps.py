@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from tide.activations import Prepared
 from tide.adapters import Adapter
 from tide.adapters.base import Text
-from tide.adapters.sizes import caption_length, image_size
+from tide.adapters.sizes import caption_length, image_size, latent_size
 from tide.checks import GUIDANCE
 from tide.editing.draw import draw_latents
 from tide.errors import TideError
@@ -38,7 +37,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         n_rows = {len(value) for value in self.text.values()}
-        if self.latents.ndim != 5 or 0 in self.latents.shape or self.latents.shape[:1] != self.timesteps.shape:
+        if self.latents.ndim < 5 or 0 in self.latents.shape or self.latents.shape[:1] != self.timesteps.shape:
             raise TideError(
                 f"latents {list(self.latents.shape)} must be [steps, images, c, h, w], with timesteps [steps] and not "
                 f"{list(self.timesteps.shape)}"
@@ -60,7 +59,7 @@ def steps_of_run(
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> Steps:
     """Draws a prompt and keeps what the model is asked at every step. The arguments are those of
     :func:`tide.editing.draw_edits`.
@@ -69,17 +68,14 @@ def steps_of_run(
 
     Raises :class:`~tide.errors.TideError` if the steps or the size do not fit the pipeline.
     """
-    size = image_size(adapter, size)
-    scale = adapter.pixels_per_latent
+    shape = latent_size(adapter, size := image_size(adapter, size))
     timesteps: list[float] = []
     latents: list[Tensor] = []
 
-    def keep(_: Tensor, timestep: Any, sample: Tensor) -> None:
-        # What schedulers of another parametrisation hand to the model; the others return the sample itself.
-        given = getattr(adapter.pipe.scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
+    def keep(_: Tensor, timestep: float, given: Tensor) -> None:
         # The pipeline may step the rows of both branches, which hold the same latents.
-        timesteps.append(float(timestep))
-        latents.append(adapter.unpacked(given.float(), (size[0] // scale, size[1] // scale))[-1:].cpu())
+        timesteps.append(timestep)
+        latents.append(adapter.unpacked(given.float(), shape)[-1:].cpu())
 
     with scheduler_steps(adapter, keep):
         draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
