@@ -15,7 +15,7 @@ N, N_LATENTS, FRAMES = 8, 32, 3
 
 
 def test_the_commands(cli: Callable[..., object], tmp_path: Path) -> None:
-    """``tide concepts`` writes what moves, ``tide atlas`` a page of clips."""
+    """``tide concepts`` writes what moves, ``tide atlas`` a page of clips and the index that ``tide browse`` opens."""
     pipe = families.pipeline("latte")
     pipe.save_pretrained(tmp_path / "latte")
     TIDE(TIDEConfig(32, N_LATENTS, 8, family="latte", block=1), seed=0).save_pretrained(tmp_path / "tide")
@@ -36,6 +36,10 @@ def test_the_commands(cli: Callable[..., object], tmp_path: Path) -> None:
     assert result.code == 0, result.err
     with Image.open(tmp_path / "concepts" / "moves.webp") as picture:
         assert picture.n_frames == FRAMES
-    result = cli("atlas", *given, "--timesteps", 1, "--out", tmp_path / "atlas")
+    result = cli("atlas", *given, "--timesteps", 1, "--index", "--out", tmp_path / "atlas")
     assert result.code == 0, result.err
     assert '"frames":{"total":3,"tokens":3,' in (tmp_path / "atlas" / "atlas.html").read_text()
+    result = cli("browse", tmp_path / "atlas", "--export", tmp_path / "export")
+    assert result.code == 0, result.err
+    (facts,) = (tmp_path / "export" / "api" / "runs").glob("*/facts.json")
+    assert '"frames":{"total":3,"tokens":3,"shown":[0,1,2],"map":[0,1,2]' in facts.read_text()
