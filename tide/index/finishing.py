@@ -118,7 +118,7 @@ def finish(
         "seed": seed,
     }
     if frames is not None:
-        facts["frames"] = Frames(**frames)
+        facts["frames"] = Frames(**frames)  # type: ignore[typeddict-item]
     write_json(folder / FACTS, facts)
     on_progress("tables", 1, 1)
 
