@@ -197,6 +197,12 @@ def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", blo
     model = TIDE.from_pretrained(  # a Path: nothing is fetched for a mistyped folder
         Path(folder), backend=backend, family=adapter.family, d_model=adapter.d_model, block=expected
     )
+    if model.config.component != adapter.component:
+        trained = model.config.component
+        raise TideError(
+            f"{folder} was trained on the pipeline's {trained}, and {adapter.component} is given; give component "
+            f"{trained}"
+        )
     adapter.resolve_block(model.config.trained_block)
     check_backend(backend, adapter.device, model.n_latents, model.config.k)
     return model.to(adapter.device)

@@ -12,7 +12,7 @@ import tyro
 from tide.cli.command import Command, left_behind
 from tide.cli.options import Model
 from tide.cli.usage import Aspect, with_option
-from tide.cli.values import Flag, MaybeFile, MaybeText, option, read_by
+from tide.cli.values import Flag, MaybeFile, option, read_by
 from tide.errors import TideError
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ class Adapters(Command):
         str | None, read_by(_action, "ACTION"), tyro.conf.Positional, tyro.conf.arg(metavar="ACTION", help=_ACTION)
     ] = None
     model: Model = field(default_factory=Model)
-    component: MaybeText = None
-    """name of the transformer in a pipeline of several, such as transformer_2 (default: transformer)"""
     write: MaybeFile = None
     """new Python file for the adapter that is proposed, such as my_family.py"""
     code: Annotated[str | None, read_by(str, "MODULE"), option()] = None
@@ -80,7 +78,7 @@ class Adapters(Command):
     def _adapter(self) -> Adapter:
         from tide.cli.common import adapter_of
 
-        return adapter_of(self.model, component=self.component or "transformer")
+        return adapter_of(self.model)
 
     def _describe(self) -> None:
         from tide.probing import describe

@@ -30,10 +30,11 @@ from tide.sae.sets import check_single, one_of
 
 
 def adapter_of(
-    model: Model, pipeline: str | None = None, *, denoiser_only: bool = False, component: str = "transformer"
+    model: Model, pipeline: str | None = None, *, denoiser_only: bool = False, sae: str | None = None
 ) -> Adapter:
     """The pipeline that the options name, or ``pipeline`` where they name none; ``denoiser_only`` leaves text encoders
-    and VAE out; ``component``: as for :func:`~tide.loading.load_adapter`."""
+    and VAE out. Of several transformers the one that the options name, or that the checkpoint ``sae`` was trained
+    on."""
     name = model.pipeline or pipeline
     if name is None:
         raise TideError("no pipeline is named; give --pipeline")
@@ -45,7 +46,7 @@ def adapter_of(
         trust_remote_code=model.trust_remote_code,
         denoiser_only=denoiser_only,
         adapter=model.adapter,
-        component=component,
+        component=model.component or (load_config(one_of(sae)).component if sae else "transformer"),
     )
 
 

@@ -79,7 +79,7 @@ class Concepts(Command):
         from tide.files.per_block import block_folders
         from tide.fingerprint import pipeline_fingerprints
 
-        adapter = common.adapter_of(self.model, pipeline)
+        adapter = common.adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
         models = common.saes_of(self.autoencoder, adapter, pipeline)
         find = self._in_scenes if self.source.data is None else self._in_captions
         found, data = find(adapter, models)
