@@ -19,7 +19,7 @@ _ROWS, _HEIGHT = 256, 64.0
 
 def is_plain(linear: Any) -> bool:
     """Whether the layer computes with its ``weight`` as it is: nothing packs, scales or splits it."""
-    weight = getattr(linear, "weight", None)
+    weight: Any = getattr(linear, "weight", None)
     return (
         type(weight) in (Tensor, nn.Parameter)
         and weight.is_floating_point()
@@ -39,7 +39,7 @@ def dequantised(linear: Any) -> Tensor | None:
 
 
 def _dequantised(linear: Any) -> Tensor | None:
-    weight = getattr(linear, "qweight" if _is_a(linear, "QModuleMixin") else "weight", None)
+    weight: Any = getattr(linear, "qweight" if _is_a(linear, "QModuleMixin") else "weight", None)
     if _is_a(weight, "GGUFParameter"):
         from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
@@ -118,7 +118,7 @@ def _device_of(linear: Any) -> torch.device | None:
 
 def _kind_of(linear: Any) -> str:
     """The class of a layer, and what its weight is."""
-    weight = getattr(linear, "weight", None)
+    weight: Any = getattr(linear, "weight", None)
     if not isinstance(weight, Tensor):
         return type(linear).__name__
     kind = weight.dtype if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
