@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack parity sanitize cuda-check torch-check wheel wheel-check \
+.PHONY: demo demo-fast reproduce test test-slow families lint bench aot gpu-check gpu-pack parity sanitize cuda-check torch-check wheel wheel-check \
   python-check licences workflows sbom pictures notebooks web web-check site site-check chromium browse-check setup setup-release clean
 
 setup: $(VENV)/.installed
@@ -60,8 +60,13 @@ pictures: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist worksteal
 
-test-slow: setup
-	$(BIN)/python -m pytest -m slow
+test-slow: setup families
+	$(BIN)/python -m pytest -m slow --deselect tests/adapters/test_families.py --deselect tests/adapters/test_families_changed.py
+
+# All tests of all model families; their outcomes are recorded in benchmarks/results and in docs/adapters.md.
+families: setup
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/families_report.py --processes $(THREADS)
+	$(BIN)/python scripts/families_table.py --write
 
 # The peers are an extra: $(BIN)/pip install --constraint constraints.txt --no-build-isolation ".[bench]"
 bench: setup

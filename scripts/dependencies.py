@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "tide-sae"
 #: The extras that users install.
-EXTRAS = ("", "browse", "data", "scores", "trackio", "wandb")
+EXTRAS = ("", "browse", "data", "scores", "trackio", "video", "wandb")
 
 
 def installed(root: str, extras: tuple[str, ...] = ("",)) -> set[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, PixArtAlphaPipeline
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from training_state import Progress, State, load_optimizer, named, optimizer_tensors
@@ -130,20 +130,49 @@ class Parts:
 
     tokenizer: PreTrainedTokenizerFast
     text_encoder: T5EncoderModel
-    transformer: PixArtTransformer2DModel
+    transformer: ModelMixin
 
 
 #: A batch of scaled latents ``[B, c, h, w]`` and its captions, from the step's generator.
 Draw = Callable[[np.random.Generator], tuple[Tensor, list[str]]]
+#: What the model predicts for noisy latents at timesteps ``[B]`` and captions; text encoder and transformer in it.
+Predict = Callable[[nn.ModuleDict, Tensor, Tensor, list[str], PreTrainedTokenizerFast, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between pipelines.
+
+    Attributes:
+        predict: a call of the transformer.
+        pipeline: the class.
+        rise: steps over which the learning rate rises.
+        forget: the least share of a step's weights in their exponential average.
+    """
+
+    predict: Predict
+    pipeline: type[DiffusionPipeline]
+    rise: int = 300
+    forget: float = 0.0015
 
 
 def fit_transformer(
-    parts: Parts, vae: AutoencoderKL, draw: Draw, work: Path, seed: int, steps: int, lr: float, every: int = 500
+    parts: Parts,
+    vae: AutoencoderKL,
+    draw: Draw,
+    work: Path,
+    seed: int,
+    steps: int,
+    lr: float,
+    every: int = 500,
+    kind: Kind | None = None,
 ) -> nn.ModuleDict:
     """Minimises the MSE of the v-prediction, text encoder included; returns the exponential average of the weights.
 
-    Every ``every`` steps it saves its state and the pipeline so far (``work/pipeline``).
+    Every ``every`` steps it saves its state and the pipeline so far (``work/pipeline``). ``kind`` is by default that of
+    the bundled pipeline.
     """
+    kind = kind or PIXART
     model = nn.ModuleDict({"text_encoder": parts.text_encoder, "transformer": parts.transformer}).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -159,55 +188,77 @@ def fit_transformer(
     progress = Progress("transformer", first, steps)
     losses: list[float] = []
     for step in range(first + 1, steps + 1):
-        loss = _loss(model, tokenizer, alphas, draw, np.random.default_rng([seed, step]))
+        loss = _loss(model, tokenizer, alphas, draw, np.random.default_rng([seed, step]), kind.predict)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = lr * _warmth(step, steps)
+            group["lr"] = lr * _warmth(step, steps, kind.rise)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), max(0.0015, 1 / (step + 1)))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), max(kind.forget, 1 / (step + 1)))
         losses.append(loss)
         if step % 100 == 0:
             progress.log(step, loss=float(np.mean(losses[-100:])), norm=norm.item())
         if step % every == 0 or step == steps:
             weights = named("model.", model.state_dict()) | named("average.", average.state_dict())
             state.save(step, weights | optimizer_tensors(optimizer))
-            save_pipeline(vae, average, parts.tokenizer, work / "pipeline")
+            save_pipeline(vae, average, parts.tokenizer, work / "pipeline", kind.pipeline)
     return average
 
 
-def _warmth(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of the highest: a rise over 300 steps, and a fall at the end."""
+def _warmth(step: int, steps: int, rise: int) -> float:
+    """The learning rate of a step as a share of the highest: a rise over ``rise`` steps, and a fall at the end."""
     decay = (steps - step) / max(1.0, steps * (1 - DECAY_FROM))
-    return min(1.0, step / 300, max(decay, 0.0))
+    return min(1.0, step / rise, max(decay, 0.0))
 
 
 def _loss(
-    model: nn.ModuleDict, tokenizer: PreTrainedTokenizerFast, alphas: Tensor, draw: Draw, rng: np.random.Generator
+    model: nn.ModuleDict,
+    tokenizer: PreTrainedTokenizerFast,
+    alphas: Tensor,
+    draw: Draw,
+    rng: np.random.Generator,
+    predict: Predict,
 ) -> float:
     """The loss on one batch, whose gradients are added to those of ``model``."""
     noise_source = torch.Generator().manual_seed(int(rng.integers(2**62)))
     x0, captions = draw(rng)
-    tokens = _tokens(tokenizer, captions)
     # Attributes are decided at high noise, so those timesteps are drawn more often than low ones.
     t = (1000 * torch.rand(len(x0), generator=noise_source) ** 0.7).long().clamp(max=999)
     noise = torch.randn(x0.shape, generator=noise_source)
-    a, s = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
+    row = (-1, *[1] * (x0.ndim - 1))
+    a, s = alphas[t].sqrt().view(row), (1 - alphas[t]).sqrt().view(row)
     # On a CPU the backward pass of bf16 flash attention is slower than that of plain products.
     attention = sdpa_kernel(SDPBackend.MATH) if BF16 else nullcontext()
     with torch.autocast("cpu", torch.bfloat16, enabled=BF16), attention:
-        text = model["text_encoder"](tokens["input_ids"], attention_mask=tokens["attention_mask"])[0]
-        out_8 = model["transformer"](
-            a * x0 + s * noise,
-            encoder_hidden_states=text,
-            encoder_attention_mask=tokens["attention_mask"],
-            timestep=t,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-        ).sample
-        loss = F.mse_loss(out_8[:, :4].float(), a * noise - s * x0)
+        predicted = predict(model, a * x0 + s * noise, t, captions, tokenizer, noise_source)
+        # The other half of the channels would be the variance.
+        loss = F.mse_loss(predicted[:, : x0.shape[1]].float(), a * noise - s * x0)
         loss.backward()
     return loss.item()
+
+
+def _of_images(
+    model: nn.ModuleDict,
+    noisy: Tensor,
+    t: Tensor,
+    captions: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    rng: torch.Generator,
+) -> Tensor:
+    tokens = _tokens(tokenizer, captions)
+    text = model["text_encoder"](tokens["input_ids"], attention_mask=tokens["attention_mask"])[0]
+    predicted: Tensor = model["transformer"](
+        noisy,
+        encoder_hidden_states=text,
+        encoder_attention_mask=tokens["attention_mask"],
+        timestep=t,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+    ).sample
+    return predicted
+
+
+PIXART = Kind(_of_images, PixArtAlphaPipeline)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -215,9 +266,15 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> dict
     return tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
-def save_pipeline(vae: AutoencoderKL, model: nn.ModuleDict, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+def save_pipeline(
+    vae: AutoencoderKL,
+    model: nn.ModuleDict,
+    tokenizer: PreTrainedTokenizerFast,
+    path: Path,
+    kind: type[DiffusionPipeline] = PixArtAlphaPipeline,
+) -> None:
     """Writes the pipeline in fp16, which is how it ships."""
-    pipe = PixArtAlphaPipeline(
+    pipe = kind(
         tokenizer=tokenizer,
         text_encoder=copy.deepcopy(model["text_encoder"]),
         vae=copy.deepcopy(vae),

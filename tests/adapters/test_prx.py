@@ -53,9 +53,7 @@ def test_the_sinusoid_is_the_models():
 def test_prompts_are_cleaned_with_ftfy(monkeypatch):
     monkeypatch.delattr(pipeline_prx, "ftfy")
     with pytest.raises(TideError, match="pip install ftfy"):
-        adapter("prx").encode_prompts(["a tree"])
-    with pytest.raises(TideError, match="pip install ftfy"):
-        draw("prx")
+        adapter_for(pipeline("prx"))
 
 
 def test_the_pixel_pipeline_is_refused():

@@ -10,10 +10,12 @@ import diffusers
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, pipeline
-from tests.helpers.others import build_qwen_image, build_unet
+from tests.helpers.families import pipeline
+from tests.helpers.others import build_unet
+from tests.helpers.unknown import unknown
 from tide import loading
 from tide.adapters import adapter_for, registry
+from tide.adapters.unsupported import nearest
 from tide.errors import TideError
 from tide.loading import load_adapter
 
@@ -37,11 +39,23 @@ def test_a_unet():
 
 
 def test_a_transformer_without_an_adapter():
-    assert said(build_qwen_image()) == (
-        "QwenImageTransformer2DModel has no adapter; supported: "
-        f"{', '.join(sorted(type(pipeline(name).transformer).__name__ for name in FAMILIES))}. To add one, write it as "
-        "docs/adapters.md shows, and name its module with --adapter (in Python: import it first)"
-    )
+    with unknown("lumina_next"):
+        assert said(pipeline("lumina_next")) == (
+            "LuminaNextDiT2DModel has no adapter; the nearest family is lumina2 (Lumina2Transformer2DModel). To add "
+            "one, let `tide adapters probe --pipeline P --write my_family.py` propose it (docs/adapters.md), and name "
+            "the file with --adapter (in Python: import it first)"
+        )
+
+
+def test_the_nearest_family_is_told_by_the_name_and_by_the_modules_of_a_loaded_model():
+    specs, model = registry.specs(), pipeline("sana").transformer
+    assert nearest("Flux9Transformer2DModel", specs).family == "flux"
+    assert nearest("StableDiffusion4Transformer2DModel", specs).family
+    without = [each for each in specs if each.family != "sana"]
+    assert nearest("Unheard", without, model).family in (
+        "pixart",
+        "dit",
+    )  # which have attn1 and ff in transformer_blocks
 
 
 @pytest.mark.parametrize("pipe", ["scenes", Path("scenes"), None, 3, torch.nn.Linear(1, 1)], ids=repr)
@@ -77,9 +91,9 @@ OTHERS = {
     "HiDreamImagePipeline": ("transformer", "HiDreamImageTransformer2DModel", "has no adapter"),
     "Flux2Pipeline": ("transformer", "Flux2Transformer2DModel", "has no adapter"),
     "ZImagePipeline": ("transformer", "ZImageTransformer2DModel", "has no adapter"),
-    "WanPipeline": ("transformer", "WanTransformer3DModel", "is a video transformer, and the adapters here are for"),
-    "CogVideoXPipeline": ("transformer", "CogVideoXTransformer3DModel", "is a video transformer"),
-    "SanaVideoPipeline": ("transformer", "SanaVideoTransformer3DModel", "is a video transformer"),
+    "WanPipeline": ("transformer", "WanTransformer3DModel", "has no adapter; the nearest family is"),
+    "CogVideoXPipeline": ("transformer", "CogVideoXTransformer3DModel", "has no adapter; the nearest family is"),
+    "SanaVideoPipeline": ("transformer", "SanaVideoTransformer3DModel", "has no adapter; the nearest family is"),
 }
 
 
@@ -145,6 +159,6 @@ def test_every_family_is_named():
 def test_loading_reads_the_index_once_it_is_known_to_be_served(tmp_path, monkeypatch):
     pipeline("dit").save_pretrained(tmp_path)
     read: list[str] = []
-    monkeypatch.setattr(loading, "check_served", lambda name, index: read.append(index["_class_name"]))
+    monkeypatch.setattr(loading, "check_served", lambda name, index, **_: read.append(index["_class_name"]))
     assert load_adapter(tmp_path, device="cpu").family == "dit"
     assert read == ["DiTPipeline"]

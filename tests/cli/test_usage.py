@@ -39,6 +39,12 @@ from tide.training import TrainConfig
 LINES = {
     "demo": ["--out {out}"],
     "doctor": [""],
+    "adapters": [
+        "",
+        "--pipeline {pipeline}",
+        "check --pipeline {pipeline}",
+        "probe --pipeline {pipeline} --write {out}.py",
+    ],
     "plan": [
         "--pipeline {pipeline} --images 4 --machine nvidia-h200 --out {out}",
         "--d-model 8 --blocks 2 --tokens 4 --images 4 --machine nvidia-h200 --out {out}",
@@ -216,6 +222,7 @@ VALUES = {
     **dict.fromkeys(("d_model", "blocks", "tokens", "gpus", "n_latents", "k", "batch_tokens", "epochs"), "4"),
     **dict.fromkeys(("machine", "activation", "host"), "name"),
     **dict.fromkeys(("vision", "vision_model"), "name"),
+    **dict.fromkeys(("component", "code", "write"), "name"),
     **dict.fromkeys(("subfolder", "revision", "license", "message", "results"), "name"),
     "memory": "1GB",
     "prompts": "3",

@@ -1,9 +1,8 @@
-"""docs/adapters.md: its example of a model of your own runs as it stands, and its tables name everything."""
+"""docs/adapters.md: its family by probe runs as it stands, and its tables name everything."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 import torch
 
 from tests.helpers.adapters import own_modules
-from tests.helpers.families import CORE, adapter, hooks_of
+from tests.helpers.families import hooks_of
 from tests.helpers.pages import ROOT, run_page
 from tide.adapters import tap
-from tide.adapters.pipelines import REFUSED, SUPPORTED
 
 PAGE = ROOT / "docs" / "adapters.md"
 
@@ -33,7 +31,7 @@ def example(photos, tmp_path_factory) -> Iterator[dict[str, Any]]:
 
 def test_the_example_runs(example):
     own, images = example["adapter"], example["images"]
-    assert own.family == "mine"
+    assert own.family == "my"
     assert images.shape == (2, 4, 8, 8)
     plain = own.generate(
         ["a house", "a tree"],
@@ -47,10 +45,10 @@ def test_the_example_runs(example):
 
 
 def test_the_examples_commands_wrote_what_they_say(example):
-    assert example["sae"].config.family == "mine"
+    assert example["sae"].config.family == "my"
     for file in ("runs/my-acts/manifest.json", "runs/my-figures/metrics.json", "runs/my-edit/strip.png"):
         assert Path(file).is_file()
-    assert json.loads(Path("runs/mine/run.json").read_text())["arguments"]["adapter"] == "my_adapter.py"
+    assert json.loads(Path("runs/mine/run.json").read_text())["arguments"]["adapter"] == "my_family.py"
 
 
 def test_the_examples_modulation_and_rows_are_right(example):
@@ -69,23 +67,3 @@ def test_the_examples_modulation_and_rows_are_right(example):
     torch.testing.assert_close(seen["read"], expected, rtol=1e-4, atol=1e-4)
     assert seen["call"].conditional.tolist() == [True, False]
     torch.testing.assert_close(seen["call"].timestep, own.pipe.scheduler.timesteps[-1:].float().expand(2))
-
-
-def test_the_page_names_every_pipeline_class_with_what_it_draws_from():
-    """A row of the tables begins with classes; their inputs, if they need any, follow."""
-    rows = [line.split("|")[1:3] for line in PAGE.read_text().splitlines() if re.match(r"\| \w+Pipeline\b", line)]
-    named = {name: inputs for names, inputs in rows for name in re.findall(r"\w+Pipeline\b", names)}
-    assert named.keys() == SUPPORTED.keys() | REFUSED.keys()
-    for name, inputs in SUPPORTED.items():
-        assert re.findall(r"`(\w+)`", named[name]) == list(inputs)
-
-
-@pytest.mark.parametrize("name", CORE)
-def test_the_tables_name_every_family_and_its_transformer(name):
-    own = adapter(name)
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{own.family}` |")]
-    assert len(rows) == 2
-    assert type(own.transformer).__name__ in rows[0]
-    config = own.modulation(0).config
-    kind = ["scale"] * config.has_scale + ["shift"] * config.has_shift
-    assert rows[1].split("|")[2].split(";")[0].split(", of")[0].strip() == ", ".join(kind)

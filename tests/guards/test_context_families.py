@@ -64,7 +64,7 @@ def test_in_the_refuge_image_tokens_are_still_found(name):
     assert all(torch.equal(*pair) for pair in zip(outside, inside, strict=True)), "a tap outside finds the same tokens"
 
 
-@pytest.mark.parametrize("name", ["pixart", "sana", "lumina2", "lumina_next", "hunyuan"])
+@pytest.mark.parametrize("name", ["pixart", "sana", "lumina2", "lumina_next", "hunyuan", "prx"])
 def test_the_mask_of_the_text_is_the_refuges_too(name):
     """Under the name that the family gives it."""
     own, seen = guard_for(name, ALWAYS, refuge=refuge(width_of(name), 4), patience=1), []

@@ -52,7 +52,9 @@ class Heard:
         it. Raises :class:`~tide.errors.TideError` if it does not divide the images.
         """
         adapter = self.adapter
-        arguments = _of_rows(self.arguments, rows)
+        # Where latents are a list of images (Z-Image), lists hold a row each; elsewhere their elements hold rows.
+        listed = isinstance(self.arguments.get(adapter.latents_argument), list)
+        arguments = _of_rows(self.arguments, rows, listed)
         words = {name: _repeated(value, int(rows.sum())) for name, value in text.items() if name != _OF_CALL}
         arguments |= adapter.text_arguments(words, adapter.n_images_of((), arguments))
         view, found = adapter.token_views([block], (), arguments)[block], []
@@ -87,23 +89,25 @@ def hear(adapter: Adapter) -> Iterator[Heard]:
         heard.arguments = {}
 
 
-def _of_rows(arguments: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+def _of_rows(arguments: Mapping[str, Any], rows: Tensor, listed: bool) -> dict[str, Any]:
     """The arguments of these rows of the call; what holds no rows is passed on."""
     if rows.all():
         return dict(arguments)
     return {
-        name: value if name in _WITHOUT_ROWS else _taken(value, rows)
+        name: value if name in _WITHOUT_ROWS else _taken(value, rows, listed)
         for name, value in arguments.items()
         if value is not None
     }
 
 
-def _taken(value: Any, rows: Tensor) -> Any:
+def _taken(value: Any, rows: Tensor, listed: bool) -> Any:
     if isinstance(value, Tensor):
         return value[rows.to(value.device)] if value.ndim and len(value) == len(rows) else value
     if isinstance(value, dict):
-        return {name: _taken(each, rows) for name, each in value.items()}
-    return type(value)(_taken(each, rows) for each in value) if type(value) in (list, tuple) else value
+        return {name: _taken(each, rows, listed) for name, each in value.items()}
+    if listed and isinstance(value, list) and len(value) == len(rows):
+        return [each for each, chosen in zip(value, rows.tolist(), strict=True) if chosen]
+    return type(value)(_taken(each, rows, listed) for each in value) if type(value) in (list, tuple) else value
 
 
 def _repeated(value: Tensor, n_images: int) -> Tensor:

@@ -524,7 +524,8 @@ def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last
 
 
 def check_text_encoder(pipe: Any) -> None:
-    if pipe.text_encoder is None or pipe.tokenizer is None:
+    # One that has no such parts at all encodes in a way of its own.
+    if any(getattr(pipe, part, pipe) is None for part in ("text_encoder", "tokenizer")):
         raise TideError(
             "the pipeline has no text encoder; load it with text_encoder and tokenizer, or pass embeddings instead of "
             "prompts"

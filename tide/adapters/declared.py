@@ -132,7 +132,7 @@ class DeclaredAdapter(Adapter):
         if self.spec.grid == "size arguments":
             return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
         hidden = arguments.get(self.latents_argument)
-        if not isinstance(hidden, Tensor) or hidden.ndim < 4:
+        if not isinstance(hidden, Tensor) or hidden.ndim < (3 if self.spec.draws == "audio" else 4):
             return None
         return self.token_grid(*hidden.shape[2:])
 
@@ -165,7 +165,8 @@ class DeclaredAdapter(Adapter):
         spec = self.spec.embedding
         if spec is None or isinstance(spec.conditioned, bool):
             return spec is not None and bool(spec.conditioned)
-        return bool(getattr(self.transformer, spec.conditioned, None))
+        found = reduce(lambda owner, name: getattr(owner, name, None), spec.conditioned.split("."), self.transformer)
+        return bool(found)
 
     def _embedding_module(self, spec: Embedding, block: int) -> nn.Module:
         module: nn.Module = at(self.blocks[block] if spec.of_block else self.transformer, spec.path)
@@ -238,6 +239,8 @@ class DeclaredAdapter(Adapter):
         arguments = {**{name: call[name].default for name in text.as_called}, **text.arguments}
         if max_sequence_length is not None and text.length is not None:
             arguments[text.length] = max_sequence_length
+        if text.count is not None:
+            arguments[text.count] = len(prompts)
         found = self.pipe.encode_prompt(list(prompts), **arguments)
         parts = found if isinstance(found, tuple | list) else (found,)
         encoded = {name: self._given(parts[place]) for name, place in text.outputs.items() if parts[place] is not None}
@@ -271,7 +274,9 @@ class DeclaredAdapter(Adapter):
             **self.call_arguments(latents, steps, text),
         }
         given = arguments.pop(self.latents_argument)  # by position, as pipelines of diffusers do
-        prediction = self.transformer(given, return_dict=False, **arguments)[0]
+        plain = {"return_dict": False} if self.takes("return_dict") else {}
+        output = self.transformer(given, **plain, **arguments)
+        prediction = output if isinstance(output, Tensor) else output[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
 
     def _embedded(self, name: str, value: Tensor) -> Tensor:
@@ -339,11 +344,14 @@ class DeclaredAdapter(Adapter):
     def default_latents(self) -> tuple[int, ...]:
         if self.spec.size == "call":
             return self._size_of_call()
+        config = self.transformer.config
+        if self.spec.size == "config.sample_height":
+            return int(config.sample_frames), int(config.sample_height), int(config.sample_width)
         if isinstance(self.spec.size, int):
             side = self.spec.size // self.pixels_per_latent
         else:
-            side = self.transformer.config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
-        return int(side), int(side)
+            side = config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
+        return (int(side),) if self.spec.draws == "audio" else (int(side), int(side))
 
     def _size_of_call(self) -> tuple[int, ...]:
         call = inspect.signature(type(self.pipe).__call__).parameters
@@ -351,6 +359,8 @@ class DeclaredAdapter(Adapter):
         height, width = (side // self.pixels_per_latent for side in own)
         if self.spec.draws == "images":
             return height, width
+        if self.spec.frames not in call:
+            raise TideError(f"{type(self.pipe).__name__} draws as many frames as it is given; say how many")
         return self.latent_frames(call[self.spec.frames].default), height, width
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
@@ -439,7 +449,7 @@ def _kind_name(module: nn.Module) -> str:
 def _not_modulated(spec: Spec, chunk: Chunk, kind: Blocks) -> str:
     name = spec.transformer
     if spec.embedding is None or not kind.chunks:
-        return f"the blocks of {name} are not modulated; train with modulation: none"
+        return f"the blocks of {name} are not modulated; set modulation = false"
     part = "feed-forward" if chunk == "mlp" else "attention"
     return f"the {part} of {name} is not modulated; use chunk {' or '.join(map(repr, kind.chunks))}"
 

@@ -25,7 +25,7 @@ def signal_and_noise(scheduler: Any, timestep: Tensor | float, like: Tensor, *, 
     if alphas is None:
         raise TideError(f"{type(scheduler).__name__} has no alphas_cumprod; use DPM-Solver, DDIM or DDPM")
     index = torch.as_tensor(timestep, device="cpu").round().long().reshape(-1)
-    _check_range(index, len(alphas) - 1)
+    check_range(index, len(alphas) - 1)
     abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, *(1,) * (like.ndim - 1))
     return abar.sqrt(), (1 - abar).sqrt()
 
@@ -38,11 +38,12 @@ def _flow_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
             f"{name} is not a flow-matching schedule; use FlowMatchEuler, or DPM-Solver with use_flow_sigmas"
         )
     steps = torch.as_tensor(timestep, device="cpu", dtype=torch.float32).reshape(-1)
-    _check_range(steps, config.num_train_timesteps)
+    check_range(steps, config.num_train_timesteps)
     return steps / config.num_train_timesteps
 
 
-def _check_range(steps: Tensor, last: int) -> None:
+def check_range(steps: Tensor, last: int) -> None:
+    """Raises :class:`~tide.errors.TideError` unless all ``steps`` are from 0 to ``last``."""
     wrong = [t for t in (steps.max().item(), steps.min().item()) if not 0 <= t <= last]
     if wrong:
         raise TideError(f"timestep {wrong[0]:g} does not exist; this scheduler has 0..{last}")

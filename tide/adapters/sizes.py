@@ -22,6 +22,8 @@ def image_size(adapter: Adapter, size: Size | None = None) -> Size:
     Raises :class:`~tide.errors.TideError` for one that does not divide into tokens, for frames that the VAE does not
     compress to whole latents, for a number of sides that the pipeline does not draw, or what does not fit the device.
     """
+    if adapter.draws == "audio":
+        raise TideError(f"{adapter.family} draws sound, which has no size in pixels; use it in Python")
     scale, latents = adapter.pixels_per_latent, adapter.default_latents
     step = scale * (latents[-2] // adapter.token_grid(*latents)[-2])
     *frames, height, width = size or (*_own_frames(adapter), latents[-2] * scale, latents[-1] * scale)

@@ -129,6 +129,7 @@ class Text:
         arguments: what ``encode_prompt`` gets besides the prompts.
         as_called: names of its arguments that get the defaults of the pipeline's own call.
         length: its argument for the number of tokens; None where that is fixed.
+        count: its argument for the number of prompts, where it has one.
         guidance: the guidance scale given to models that embed it (``config.guidance_embeds``), the pipeline's default.
         guidance_factor: what the pipeline multiplies that scale by.
         mask_of_all: the argument for a mask of the text that also covers the image behind it.
@@ -138,6 +139,7 @@ class Text:
     arguments: Mapping[str, Any] = field(default_factory=lambda: {"do_classifier_free_guidance": False})
     as_called: tuple[str, ...] = ()
     length: str | None = "max_sequence_length"
+    count: str | None = None
     guidance: float | None = None
     guidance_factor: float = 1.0
     mask_of_all: str | None = None
@@ -176,6 +178,7 @@ class Spec:
         beside: arguments of the transformer for what it draws beside the latents (sound); ``text`` may hold them.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
         size: what says the size that the pipeline draws unless told otherwise; or its side in pixels.
+            With "config.sample_height" also width and frames.
         frames: the pipeline's argument for the number of frames of a video.
         shifts_latents: the pipeline subtracts the VAE's ``shift_factor``.
         scales_channels: it scales each channel by ``latents_mean`` and ``latents_std`` of the VAE.
@@ -187,6 +190,7 @@ class Spec:
         result: the attribute of what the pipeline returns that holds the latents.
         call: constant arguments of the transformer.
         call_defaults: what the pipeline gets unless told otherwise.
+        conditioning: what is added to the timestep embedding, in words.
         notes: what users should know of it, a sentence each.
     """
 
@@ -216,7 +220,9 @@ class Spec:
     beside: tuple[str, ...] = ()
     square: int = 2
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
-    size: Literal["config.sample_size", "default_sample_size", "call"] | int = "config.sample_size"
+    size: Literal["config.sample_size", "config.sample_height", "default_sample_size", "call"] | int = (
+        "config.sample_size"
+    )
     frames: str = "num_frames"
     shifts_latents: bool = True
     scales_channels: bool = False
@@ -228,6 +234,7 @@ class Spec:
     result: str = "images"
     call: Mapping[str, Any] = field(default_factory=dict)
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
+    conditioning: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -28,6 +28,7 @@ def encoded(vae: Any, images: Tensor, generator: torch.Generator | None = None) 
 
     Raises :class:`~tide.errors.TideError` for a VAE that returns something else, and for latents that are not finite.
     """
+    _check_tiles(vae, images, latents=False)
     with _wide_enough(vae), _clip_by_clip(vae, images):
         latents = _latents(vae, vae.encode(images.to(dtype=vae.dtype)), generator).float()
     if not latents.isfinite().all():
@@ -85,8 +86,8 @@ def _of_squares(statistic: Any, latents: Tensor, square: tuple[int, int]) -> Ten
 
 def _statistic(vae: Any, name: str) -> Any:
     """Of each channel, where the VAE keeps it: in a buffer (LTX) or in its config."""
-    buffer = getattr(vae, name, None)
-    return buffer if isinstance(buffer, Tensor) else getattr(vae.config, name)
+    buffer = getattr(vae, "_buffers", {}).get(name)
+    return getattr(vae.config, name) if buffer is None else buffer
 
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:
@@ -97,12 +98,33 @@ def decoded(vae: Any, latents: Tensor) -> Tensor:
     )
     if getattr(vae.config, "timestep_conditioning", False):  # of noise in the latents, here none
         options["temb"] = latents.new_zeros(len(latents), dtype=vae.dtype)
+    _check_tiles(vae, latents, latents=True)
     with _wide_enough(vae), _clip_by_clip(vae, latents):
-        return vae.decode(latents.to(dtype=vae.dtype), **options).sample.float().clamp(-1, 1)
+        images = vae.decode(latents.to(dtype=vae.dtype), **options).sample.float().clamp(-1, 1)
+    return images.transpose(1, 2) if _is_allegros(vae) else images  # whose clips have the frames before the channels
+
+
+def _is_allegros(vae: Any) -> bool:
+    return type(vae).__name__ == "AutoencoderKLAllegro"
+
+
+def _check_tiles(vae: Any, given: Tensor, *, latents: bool) -> None:
+    """Raises where a VAE that works on whole tiles alone is given less."""
+    if not _is_allegros(vae):
+        return
+    frames, side = (vae.config.temporal_compression_ratio, vae.spatial_compression_ratio) if latents else (1, 1)
+    size = [n * scale for n, scale in zip(given.shape[2:], (frames, side, side), strict=True)]
+    if not vae.use_tiling or any(n < least for n, least in zip(size, vae.kernel, strict=True)):
+        raise TideError(
+            f"Allegro's VAE works tile by tile; call pipe.vae.enable_tiling(), for clips of {vae.kernel[0]} frames of "
+            f"{vae.kernel[1]} x {vae.kernel[2]} pixels or more"
+        )
 
 
 def pixels_per_latent(vae: Any) -> int:
-    """Side of the square of pixels that one latent represents."""
+    """Side of the square of pixels that one latent represents, or its samples of sound."""
+    if hasattr(vae, "hop_length"):
+        return int(vae.hop_length)
     stages = getattr(vae.config, "encoder_block_out_channels", None) or vae.config.block_out_channels
     return int(2 ** (len(stages) - 1))
 

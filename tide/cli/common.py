@@ -29,9 +29,11 @@ from tide.sae.config import input_of
 from tide.sae.sets import check_single, one_of
 
 
-def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool = False) -> Adapter:
+def adapter_of(
+    model: Model, pipeline: str | None = None, *, denoiser_only: bool = False, component: str = "transformer"
+) -> Adapter:
     """The pipeline that the options name, or ``pipeline`` where they name none; ``denoiser_only`` leaves text encoders
-    and VAE out."""
+    and VAE out; ``component``: as for :func:`~tide.loading.load_adapter`."""
     name = model.pipeline or pipeline
     if name is None:
         raise TideError("no pipeline is named; give --pipeline")
@@ -43,6 +45,7 @@ def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool
         trust_remote_code=model.trust_remote_code,
         denoiser_only=denoiser_only,
         adapter=model.adapter,
+        component=component,
     )
 
 

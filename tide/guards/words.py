@@ -17,8 +17,14 @@ from tide.errors import TideError
 STATES = "encoder_hidden_states"
 #: Arguments of some transformers that tell them of the prompt beside it, and that no map reaches.
 BESIDE = ("pooled_projections", "encoder_hidden_states_t5", "text_encoder_layers")
-#: Those that say which tokens of it are padding; each family has one or none.
-MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask", "encoder_mask", "text_embedding_mask")
+#: Those that say which tokens of it are padding; each family has one or none. The last may be of other tokens.
+MASKS = (
+    "encoder_attention_mask",
+    "encoder_hidden_states_mask",
+    "encoder_mask",
+    "text_embedding_mask",
+    "attention_mask",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +91,9 @@ class Words:
 
 def mask_name(arguments: Mapping[str, Any]) -> str | None:
     """The name of the mask of the prompt's text among a transformer's arguments; None where there is none."""
-    return next((name for name in MASKS if isinstance(arguments.get(name), Tensor)), None)
+    n_tokens = arguments[STATES].shape[1]
+    masks = {name: mask for name in MASKS if isinstance(mask := arguments.get(name), Tensor)}
+    return next((name for name, mask in masks.items() if mask.shape[-1] == n_tokens), None)
 
 
 def states_of(arguments: Mapping[str, Any]) -> Tensor:

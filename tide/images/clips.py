@@ -8,11 +8,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from tide.errors import TideError
 from tide.images.decode import MAX_PIXELS, check_file
@@ -79,9 +79,26 @@ def _of_pillow(source: Path | bytes, name: str, n_frames: int) -> list[Image.Ima
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_ANIMATED) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise TideError(f"{name} is {image.width} x {image.height} pixels; make it smaller")
-            first = _first_of(min(getattr(image, "n_frames", 1), MAX_FRAMES), name, n_frames)
-            frames = islice(ImageSequence.Iterator(image), first, first + n_frames)
-            return [to_rgb(frame.copy(), name=name) for frame in frames]
+            order = _at_an_even_rate(image)
+            first = _first_of(len(order), name, n_frames)
+            wanted = order[first : first + n_frames]
+            decoded = {}
+            for number in sorted(set(wanted)):
+                image.seek(number)
+                decoded[number] = to_rgb(image.copy(), name=name)
+            return [decoded[number] for number in wanted]
+
+
+def _at_an_even_rate(image: Image.Image) -> list[int]:
+    """The number of the picture that each frame shows: writers store pictures that do not change once, and longer."""
+    shown = []
+    for number in range(min(getattr(image, "n_frames", 1), MAX_FRAMES)):
+        image.seek(number)
+        image.load()  # WebP tells the duration of a frame with its pixels
+        shown.append(max(0, image.info.get("duration") or 0))
+    shortest = min((each for each in shown if each), default=1)
+    repeated = [[number] * max(1, round(each / shortest)) for number, each in enumerate(shown)]
+    return list(chain.from_iterable(repeated))[:MAX_FRAMES]
 
 
 def _of_av(source: Path | bytes, name: str, n_frames: int) -> list[Image.Image]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from tide.activations.collect import sample_noise
 from tide.adapters import Adapter, Call, run_until
+from tide.adapters.base import Text
 from tide.editing.masks import token_mask
 from tide.errors import TideError
 from tide.interpretation.concepts import Annotated
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
-from tide.scenes.render import render
+from tide.scenes.render import Mask, render
 from tide.scenes.scene import LEVEL_OF, Scene
 
 N_SAMPLING_STEPS = 20
@@ -36,10 +38,14 @@ def concept_masks(scenes: Sequence[Scene], grid: tuple[int, ...]) -> dict[str, T
 
     ``scenes`` are rendered; ``grid`` has the rows and columns of an image's tokens.
     """
-    height, width = grid
-    out = {concept: torch.zeros(len(scenes), height * width, dtype=torch.bool) for concept in LEVEL_OF}
-    for i, scene in enumerate(scenes):
-        for concept, mask in render(scene).masks.items():
+    return rendered_masks([render(scene).masks for scene in scenes], grid)
+
+
+def rendered_masks(pixels: Sequence[Mapping[str, Mask]], grid: tuple[int, ...]) -> dict[str, Tensor]:
+    """bool ``[n, tokens]`` per concept, from n mappings of the concepts that are there to their pixels."""
+    out = {concept: torch.zeros(len(pixels), math.prod(grid), dtype=torch.bool) for concept in LEVEL_OF}
+    for i, masks in enumerate(pixels):
+        for concept, mask in masks.items():
             out[concept][i] = token_mask(torch.from_numpy(mask), grid)
     return out
 
@@ -49,7 +55,6 @@ def encode_captions(adapter: Adapter, captions: Sequence[str]) -> dict[str, Tens
     return adapter.encode_prompts(captions, max_sequence_length=MAX_CAPTION_TOKENS)
 
 
-@torch.no_grad()
 def annotated_scenes(
     adapter: Adapter,
     scenes: Sequence[Scene],
@@ -66,23 +71,42 @@ def annotated_scenes(
     """
     if not scenes:
         raise TideError("there are no scenes to annotate; give at least one")
+    parts = [scenes[start : start + batch_size] for start in range(0, len(scenes), batch_size)]
+    batches = ((images_of(part), encode_captions(adapter, [s.caption() for s in part])) for part in parts)
+    x, grid = activations(adapter, batches, blocks, timesteps, seed=seed)
+    masks = concept_masks(scenes, (grid[-2], grid[-1]))
+    return {block: Annotated(timesteps.float(), x[block], dict(masks)) for block in blocks}
+
+
+@torch.no_grad()
+def activations(
+    adapter: Adapter,
+    batches: Iterable[tuple[Tensor, Text]],
+    blocks: Sequence[int],
+    timesteps: Tensor,
+    *,
+    seed: int = 0,
+) -> tuple[dict[int, Tensor], tuple[int, ...]]:
+    """Activations of every token, block -> ``[timesteps, images, tokens, d_model]`` in float32 on the CPU, and the grid
+    of the tokens.
+
+    ``batches`` hold images ``[B, 3, H, W]`` or clips ``[B, 3, F, H, W]``, and the transformer's arguments for their
+    captions.
+    """
     collected: dict[int, list[list[Tensor]]] = {block: [[] for _ in timesteps] for block in blocks}
-    for start in range(0, len(scenes), batch_size):
-        part = scenes[start : start + batch_size]
-        latents = adapter.encode_images(images_of(part))
-        text = encode_captions(adapter, [s.caption() for s in part])
-        noise = sample_noise(latents.shape, seed, start)
+    grid: tuple[int, ...] = ()
+    first = 0
+    for images, text in batches:
+        latents = adapter.encode_images(images)
+        grid = adapter.token_grid(*latents.shape[2:])
+        noise = sample_noise(latents.shape, seed, first)
         for i, t in enumerate(timesteps.tolist()):
             noisy = adapter.add_noise(latents, noise, t)
 
             taps = {block: partial(_keep, at=collected[block][i]) for block in blocks}
             run_until(adapter, taps, partial(adapter.denoise, noisy, t, text))
-    grid = adapter.token_grid(*latents.shape[-2:])
-    masks = concept_masks(scenes, grid)
-    return {
-        block: Annotated(timesteps.float(), torch.stack([torch.cat(x) for x in collected[block]]), dict(masks))
-        for block in blocks
-    }
+        first += len(images)
+    return {block: torch.stack([torch.cat(x) for x in collected[block]]) for block in blocks}, grid
 
 
 def _keep(x: Tensor, call: Call, *, at: list[Tensor]) -> None:

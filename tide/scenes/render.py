@@ -228,8 +228,10 @@ def _sketch(image: Array) -> Array:
 _DRAW = {"sphere": _sphere, "cube": _cube, "cone": _cone, "house": _house, "tree": _tree}
 
 
-def render(scene: Scene) -> Rendering:
+def render(scene: Scene, shift: float = 0.0) -> Rendering:
     """The image of ``scene`` and its masks; the same scene gives the same bits.
+
+    ``shift`` moves the object, with its shadow, by so many pixels to the right; all else stays where it is.
 
     A mask is True where a concept covers more than half of a pixel. ``grass``, ``sand`` and ``snow`` cover the visible
     ground, ``sketched`` the whole image, parts and ``shadow`` themselves, and all other concepts the object.
@@ -238,7 +240,7 @@ def render(scene: Scene) -> Rendering:
     near = scene.depth == "near"
     horizon = float(rng.uniform(27, 31))
     pose = _Pose(
-        cx=float(rng.uniform(26, 34) if near else rng.uniform(18, 44)),
+        cx=float(rng.uniform(26, 34) if near else rng.uniform(18, 44)) + shift,
         base=float(rng.uniform(54, 58) if near else rng.uniform(39, 42)),
         height=float(rng.uniform(40, 44) if near else rng.uniform(20, 22)),
         facing=1.0 if scene.orientation == "left" else -1.0,

@@ -13,13 +13,16 @@ from tide.scenes.pipeline import build_text_encoder, build_tokenizer
 _CHANNELS = 4
 
 
-def build_cogvideox(*, rotary: bool = True, frames_per_token: int | None = None, pictures: int = 0) -> Any:
+def build_cogvideox(
+    *, rotary: bool = True, frames_per_token: int | None = None, pictures: int = 0, offset: bool = False
+) -> Any:
     """A tiny pipeline, of 5B unless told otherwise.
 
     Args:
         rotary: of 5B and of 1.5; without it texts have 20 tokens.
         frames_per_token: 2 in 1.5, else None.
         pictures: channels that the transformer is given beside the latents.
+        offset: as 1.5 for images to videos, which embeds an offset.
     """
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2,
@@ -27,6 +30,7 @@ def build_cogvideox(*, rotary: bool = True, frames_per_token: int | None = None,
         in_channels=_CHANNELS + pictures,
         out_channels=_CHANNELS,
         time_embed_dim=16,
+        ofs_embed_dim=16 if offset else None,
         text_embed_dim=128,
         num_layers=3,
         sample_width=4,

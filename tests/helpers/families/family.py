@@ -18,12 +18,13 @@ ADALN_SINGLE: Norms = {"msa": ("norm1", "attn1"), "mlp": ("norm2", "ff")}
 class Family:
     """How the tests draw with a family's pipeline, and where to look inside its blocks.
 
-    ``size`` is of the images in pixels, ``frames`` of a clip; ``grid`` of the tokens, frames first; ``guided`` what
-    makes a run guided, ``unguided`` what makes it not. ``single`` are the norms of single-stream blocks.
+    ``size`` is of the images in pixels, or of the sound in samples, ``frames`` of a clip; ``grid`` of the tokens,
+    frames first; ``guided`` what makes a run guided, ``unguided`` what makes it not. ``single`` are the norms of
+    single-stream blocks.
     """
 
     build: Callable[[], Any]
-    size: tuple[int, int]
+    size: tuple[int, ...]
     grid: tuple[int, ...]
     norms: Norms
     guided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.0, "negative_prompt": "a tree"})
@@ -36,6 +37,8 @@ class Family:
     @property
     def pixels(self) -> dict[str, int]:
         """The size of what is drawn, as the pipeline takes it."""
+        if len(self.size) == 1:
+            return {}  # pipelines of sound have no argument for it in samples
         frames = {} if self.frames is None else {"num_frames": self.frames}
         return {"height": self.size[0], "width": self.size[1], **frames}
 

@@ -26,5 +26,7 @@ class ChromaAdapter(DeclaredAdapter):
         embedding=None,
         text=Text({"encoder_hidden_states": 0, "attention_mask": 2}, mask_of_all="attention_mask"),
         negative=3,
+        notes=("ChromaInpaintPipeline of diffusers 0.42 needs transformer.register_to_config(guidance_embeds=False).",),
+        conditioning="none; the model's own table of scales and shifts at t",
         **LIKE_FLUX,
     )

@@ -41,6 +41,7 @@ class CogVideoXAdapter(DeclaredAdapter):
         ),
         embedding=Embedding("", embedder="time_embedding", conditioned="ofs_embedding", added="ofs_embedding"),
         text=Text(),
+        conditioning="an offset (1.5 from pictures), else none",
         guidance="unconditional, conditional",
         flow_matching=False,
         draws="videos",
@@ -62,6 +63,10 @@ class CogVideoXAdapter(DeclaredAdapter):
     def latent_frames(self, frames: int) -> int:
         n = super().latent_frames(frames)
         return n + -n % self._frames_per_token
+
+    def clip_frames(self, latent_frames: int) -> int:
+        n = latent_frames - (self._frames_per_token - 1)
+        return super().clip_frames(n) if n % 2 else n * self.frames_per_latent
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
         frames, _, *size = self.arguments(args, kwargs)["hidden_states"].shape[1:]
@@ -88,5 +93,4 @@ class CogVideoXAdapter(DeclaredAdapter):
         return torch.cat([latents[:, :, : -latents.shape[2] % self._frames_per_token], latents], dim=2)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        added = self._frames_per_token - 1 if latents.shape[2] % 2 == 0 else 0
-        return super().decode_latents(latents[:, :, added:])
+        return super().decode_latents(latents[:, :, self._frames_per_token - 1 :])

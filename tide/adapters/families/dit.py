@@ -42,6 +42,7 @@ class DiTAdapter(DeclaredAdapter):
         blocks=(Blocks(),),
         embedding=Embedding("norm1.emb", conditioned=True, of_block=True),
         text=Text(length=None),
+        conditioning="class, embedded by each block",
         guidance="conditional, unconditional",
         flow_matching=False,
         shifts_latents=False,

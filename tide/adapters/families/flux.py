@@ -51,6 +51,7 @@ class FluxAdapter(DeclaredAdapter):
             "A single-stream block has only an output to hook, and one modulation for both chunks.",
             "guidance_scale is the embedded one; true guidance is true_cfg_scale and negative_prompt.",
         ),
+        conditioning="pooled prompt, and embedded guidance (dev)",
         **LIKE_FLUX,
     )
 

@@ -33,6 +33,7 @@ class Flux2Adapter(DeclaredAdapter):
         embedding=Embedding("time_guidance_embed", conditioned="config.guidance_embeds", factor=1000),
         text=Text({"encoder_hidden_states": 0, "txt_ids": 1}, {}, guidance=4.0),
         notes=("dev embeds guidance_scale and takes no negative prompt; klein's negative prompt is empty.",),
+        conditioning="embedded guidance (dev)",
         **LIKE_FLUX,
     )
 

@@ -13,6 +13,8 @@ from tide.adapters.spec import Blocks, Embedding, Spec, Text
 
 #: The states of all layers of Llama, ``[layers, B, L, c]`` in a call of the transformer.
 _LLAMA = "encoder_hidden_states_llama3"
+#: The attention, the feed-forward and the projection of a block.
+_MODULES, _LINEAR = ("block.attn1", "block.ff_i"), "block.adaLN_modulation.1"
 
 
 @declared
@@ -25,31 +27,20 @@ class HiDreamAdapter(DeclaredAdapter):
         models="HiDream-I1 Full, Dev, Fast",
         pipelines={"HiDreamImagePipeline": ()},
         blocks=(
-            Blocks(
-                "double_stream_blocks",
-                "image, text",
-                "block.attn1",
-                "block.ff_i",
-                attention_output="image, text",
-                linear="block.adaLN_modulation.1",
-            ),
-            Blocks(
-                "single_stream_blocks",
-                "image + text",
-                "block.attn1",
-                "block.ff_i",
-                linear="block.adaLN_modulation.1",
-            ).throughout(),
+            Blocks("double_stream_blocks", "image, text", *_MODULES, "image, text", linear=_LINEAR),
+            Blocks("single_stream_blocks", "image + text", *_MODULES, linear=_LINEAR).throughout(),
         ),
         embedding=Embedding(
             "", None, "t_embedder.time_proj", "t_embedder.timestep_embedder", conditioned=True, added="p_embedder"
         ),
         text=Text({"encoder_hidden_states_t5": 0, _LLAMA: 2, "pooled_embeds": 4}),
+        conditioning="pooled prompt",
         guidance="unconditional, conditional",
         width="inner_dim",
         sign=-1,
         timestep_argument="timesteps",
         size="default_sample_size",
+        max_shift=1.15,
         notes=("The pipeline draws every image with the area of its own size: others are scaled to it.",),
     )
 
@@ -58,11 +49,9 @@ class HiDreamAdapter(DeclaredAdapter):
         text = super().encode_prompts(prompts, max_sequence_length)
         return {**text, _LLAMA: text[_LLAMA].transpose(0, 1)}
 
-    def denoise(self, latents: Tensor, timestep: Tensor | float, text: EncodedText) -> Tensor:
-        """As for every adapter."""
-        return super().denoise(latents, timestep, {**text, _LLAMA: text[_LLAMA].transpose(0, 1)})
+    def text_arguments(self, text: EncodedText, n_images: int | None) -> dict[str, Any]:
+        return {**text, _LLAMA: text[_LLAMA].transpose(0, 1)}
 
-    def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
-        """UniPC, of the full model, gets nothing; the others get the shift of the largest image, which few use."""
-        shifted = getattr(self.pipe.scheduler.config, "use_dynamic_shifting", False)
-        return {"mu": 0.5 + 0.65 * (self.transformer.max_seq - 256) / 3840} if shifted else {}
+    def _shifted_by(self) -> int:
+        """The pipeline shifts every schedule as for its largest image."""
+        return int(self.transformer.max_seq)

@@ -36,6 +36,7 @@ class HunyuanDiTAdapter(DeclaredAdapter):
         blocks=(Blocks("blocks", chunks={"msa": (0, None)}),),
         embedding=Embedding("time_extra_emb", conditioned=True),
         text=Text(length=None),
+        conditioning="pooled T5 embeddings; sizes and style up to 1.1",
         guidance="unconditional, conditional",
         width="inner_dim",
         flow_matching=False,

@@ -15,10 +15,9 @@ class HunyuanVideoAdapter(DeclaredAdapter):
         family="hunyuan_video",
         transformer="HunyuanVideoTransformer3DModel",
         models="HunyuanVideo, SkyReels",
-        pipelines={"HunyuanVideoPipeline": ()},
+        pipelines={"HunyuanVideoPipeline": (), "HunyuanSkyreelsImageToVideoPipeline": ("image",)},
         refused={
             "HunyuanVideoImageToVideoPipeline": ("some of its models modulate the first frame apart", None),
-            "HunyuanSkyreelsImageToVideoPipeline": ("it draws from a picture beside the latents", None),
         },
         blocks=(
             Blocks(output="image, text", attention="attn", attention_output="image, text"),
@@ -31,7 +30,9 @@ class HunyuanVideoAdapter(DeclaredAdapter):
             guidance=6.0,
             guidance_factor=1000,
         ),
+        conditioning="pooled prompt, embedded guidance",
         guidance="two calls",
+        channels="out_channels",
         draws="videos",
         size="call",
         result="frames",

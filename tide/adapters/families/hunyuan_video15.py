@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from tide.adapters.base import Text as EncodedText
-from tide.adapters.base import check_text_encoder
 from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.registry import declared
 from tide.adapters.spec import Blocks, Embedding, Spec, Text
 from tide.errors import TideError
+
+#: The texts of the language model and, of what prompts quote, of ByT5, in the order in which the pipeline encodes them.
+_TEXTS = [(end, part) for end in ("", "_2") for part in ("hidden_states", "attention_mask")]
 
 
 @declared
@@ -26,17 +28,14 @@ class HunyuanVideo15Adapter(DeclaredAdapter):
         transformer="HunyuanVideo15Transformer3DModel",
         models="HunyuanVideo 1.5",
         pipelines={"HunyuanVideo15Pipeline": ()},
-        refused={"HunyuanVideo15ImageToVideoPipeline": ("it draws from a picture beside the latents", None)},
+        refused={"HunyuanVideo15ImageToVideoPipeline": ("its picture sets the size that it draws", None)},
         blocks=(Blocks(output="image, text", attention="attn", attention_output="image, text"),),
         embedding=Embedding("time_embed"),
         text=Text(
-            {
-                "encoder_hidden_states": 0,
-                "encoder_attention_mask": 1,
-                "encoder_hidden_states_2": 2,
-                "encoder_attention_mask_2": 3,
-            },
+            {f"encoder_{part}{end}": i for i, (end, part) in enumerate(_TEXTS)},
+            arguments={},
             length=None,
+            count="batch_size",
         ),
         guidance="two calls",
         draws="videos",
@@ -55,13 +54,6 @@ class HunyuanVideo15Adapter(DeclaredAdapter):
         guider = type(getattr(pipe, "guider", None)).__name__
         if guider not in ("NoneType", "ClassifierFreeGuidance"):
             raise TideError(f"{guider} makes calls of its own; set pipe.guider = diffusers.ClassifierFreeGuidance()")
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
-        """Embeddings and masks of the language model and, of what the prompt quotes, of ByT5."""
-        check_text_encoder(self.pipe)
-        found = self.pipe.encode_prompt(list(prompts), batch_size=len(prompts))
-        return {name: self._given(found[place]) for name, place in self.spec.text.outputs.items()}
 
     def check_latents_alone(self) -> None:
         """The further channels are zero."""

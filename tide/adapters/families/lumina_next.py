@@ -29,6 +29,7 @@ class LuminaNextAdapter(DeclaredAdapter):
         blocks=(Blocks("layers", feed_forward="feed_forward", attention_output="heads", chunks=QUARTERS),),
         embedding=Embedding("time_caption_embed", conditioned=True),
         text=Text({"encoder_hidden_states": 0, "encoder_mask": 1}, length=None),
+        conditioning="pooled prompt",
         guidance="conditional, unconditional",
         width="hidden_size",
         sign=-1,

@@ -22,6 +22,7 @@ class MochiAdapter(DeclaredAdapter):
         blocks=(Blocks(output="image, text", attention_output="image, text", chunks=QUARTERS),),
         embedding=Embedding("time_embed", 0, conditioned=True),
         text=Text({"encoder_hidden_states": 0, "encoder_attention_mask": 1}),
+        conditioning="pooled prompt",
         guidance="unconditional, conditional",
         draws="videos",
         size="call",

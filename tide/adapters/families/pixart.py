@@ -28,6 +28,7 @@ class PixArtAdapter(DeclaredAdapter):
         blocks=(Blocks(linear="/adaln_single.linear", table="scale_shift_table"),),
         embedding=Embedding("adaln_single.emb", conditioned="use_additional_conditions"),
         text=Text({"encoder_hidden_states": 0, "encoder_attention_mask": 1}),
+        conditioning="size and aspect ratio (alpha at 1024 px), else none",
         guidance="unconditional, conditional",
         width="inner_dim",
         flow_matching=False,

@@ -33,12 +33,20 @@ class PRXAdapter(DeclaredAdapter):
         blocks=(Blocks("blocks", "image", "attention", None, linear="modulation.lin"),),
         embedding=_EMBEDDING,
         text=Text({"encoder_hidden_states": 0, "attention_mask": 1}, length="tokenizer_max_length"),
+        conditioning="size, in models that embed it",
         guidance="unconditional, conditional",
         width="hidden_size",
         timestep_unit=(0.0, 1 / 1000),
         call_defaults={"use_resolution_binning": False},
         notes=("Its pipeline needs ftfy.", "Blocks have no feed-forward to hook."),
     )
+
+    def __init__(self, pipe: Any, component: str = "transformer") -> None:
+        from diffusers.pipelines.prx import pipeline_prx
+
+        super().__init__(pipe, component)
+        if not hasattr(pipeline_prx, "ftfy"):
+            raise TideError("PRX's pipeline cleans prompts with ftfy, which is missing; pip install ftfy")
 
     @property
     def embedding(self) -> Embedding:
@@ -50,15 +58,9 @@ class PRXAdapter(DeclaredAdapter):
         side = int(self.pipe.get_default_resolution()) // self.pixels_per_latent
         return side, side
 
-    def encode_prompts(self, prompts: Any, max_sequence_length: int | None = None) -> dict[str, Tensor]:
-        """As for every adapter."""
-        _check_cleaning()
-        return super().encode_prompts(prompts, max_sequence_length)
-
     def run_pipeline(self, *args: Any, **kwargs: Any) -> Tensor:
         """As for every adapter. The pipeline gives a guided call two timesteps, however many rows it has, which fails
         for several images: they are given one each."""
-        _check_cleaning()
         handle = self.pipe.transformer.register_forward_pre_hook(_a_timestep_a_row, with_kwargs=True, prepend=True)
         try:
             return super().run_pipeline(*args, **kwargs)
@@ -68,10 +70,3 @@ class PRXAdapter(DeclaredAdapter):
 
 def _a_timestep_a_row(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, {**kwargs, "timestep": kwargs["timestep"][:1].expand(len(kwargs["hidden_states"]))}
-
-
-def _check_cleaning() -> None:
-    from diffusers.pipelines.prx import pipeline_prx
-
-    if not hasattr(pipeline_prx, "ftfy"):
-        raise TideError("PRX's pipeline cleans prompts with ftfy, which is missing; pip install ftfy")

@@ -34,6 +34,7 @@ class SanaAdapter(DeclaredAdapter):
             as_called=("complex_human_instruction",),
             guidance=4.5,
         ),
+        conditioning="embedded guidance, in models that have it",
         guidance="unconditional, conditional",
         shifts_latents=False,
         call_defaults={"use_resolution_binning": False, "clean_caption": False},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from math import hypot
 from typing import Any
@@ -27,6 +26,7 @@ class SanaSprintAdapter(SanaAdapter):
         pipelines={"SanaSprintPipeline": (), "SanaSprintImg2ImgPipeline": ("image",)},
         refused={},
         text=replace(SanaAdapter.spec.text, arguments={}),
+        conditioning="embedded guidance",
         guidance="none",
         notes=("guidance_scale is the embedded one.", "Timesteps are 1000 times the share of noise."),
     )
@@ -47,9 +47,7 @@ class SanaSprintAdapter(SanaAdapter):
         return super().sampling_timesteps(n_steps)[:-1]
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
-        call = inspect.signature(type(self.pipe).__call__).parameters
-        between = call["intermediate_timesteps"].default if n_steps == 2 else None
-        return {"max_timesteps": call["max_timesteps"].default, "intermediate_timesteps": between}
+        return {"max_timesteps": 1.5708, "intermediate_timesteps": 1.3 if n_steps == 2 else None}
 
     def of_step(self, prediction: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, float, Tensor]:
         prediction, at, sample = super().of_step(prediction, timestep, sample)

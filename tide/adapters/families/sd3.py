@@ -40,6 +40,7 @@ class SD3Adapter(DeclaredAdapter):
             {"encoder_hidden_states": 0, "pooled_projections": 2},
             {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False},
         ),
+        conditioning="pooled prompt",
         guidance="unconditional, conditional",
         width="inner_dim",
         channels="out_channels",
