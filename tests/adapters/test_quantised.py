@@ -23,11 +23,9 @@ from tide.adapters.quantised import dequantised, is_plain, measured
 from tide.adapters.weights import linear_of
 from tide.editing import Erase, edit
 from tide.errors import TideError
-from tide.fingerprint import fingerprint
+from tide.fingerprint import fingerprint, pipeline_fingerprints
+from tide.loading import load_adapter
 from tide.training import ProgressiveK, TrainConfig, Trainer, build_model
-
-# It is said of every layer of every call.
-pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 
 
 @dataclass(frozen=True)
@@ -150,6 +148,15 @@ def test_what_is_dequantised_is_what_runs(kind, tmp_path):
         assert weight.shape == (layer.out_features, layer.in_features)
         assert (weight.float() - found).norm() <= tolerance * found.norm()
         torch.testing.assert_close(bias, layer.bias.detach().float(), rtol=tolerance, atol=1e-6)
+
+
+def test_a_saved_pipeline_is_loaded_as_it_is(tmp_path):
+    pipe = pipeline("pixart")
+    parts = {**pipe.components, "transformer": KINDS["torchao, 8 bits"].quantise(pipe.transformer, tmp_path / "plain")}
+    type(pipe)(**parts).save_pretrained(tmp_path / "pipeline")
+    own = load_adapter(str(tmp_path / "pipeline"))
+    assert len(layers_of(own.pipe)) > 20
+    assert pipeline_fingerprints(own.pipe)["transformer"] == fingerprint([parts["transformer"]])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -118,7 +118,7 @@ def _device_of(linear: Any) -> torch.device | None:
 
 def _kind_of(linear: Any) -> str:
     """The class of a layer, and what its weight is."""
-    weight = getattr(linear, "weight", None)
+    weight: Any = getattr(linear, "weight", None)
     if not isinstance(weight, Tensor):
         return type(linear).__name__
     kind = weight.dtype if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
