@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -89,13 +88,19 @@ def plain_arguments(pipe: Any) -> dict[str, Any]:
     return {name: value for name, value in _PLAIN.items() if name in parameters_of(pipe)}
 
 
+class _AtOne:
+    """Of a pipeline, what its guidance may depend on, at a scale of 1."""
+
+    _guidance_scale = 1.0
+
+
 def unguided_scale(pipe: Any) -> float:
     """The scale of a run without guidance: 1, or 0 of pipelines that guide at 1 as well."""
     guides = getattr(type(pipe), "do_classifier_free_guidance", None)
     if not isinstance(guides, property) or guides.fget is None:
         return 1.0
     try:
-        return 0.0 if guides.fget(SimpleNamespace(_guidance_scale=1.0)) else 1.0
+        return 0.0 if guides.fget(_AtOne()) else 1.0
     except AttributeError:  # it depends on more than the scale
         return 1.0
 
