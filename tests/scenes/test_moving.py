@@ -91,16 +91,26 @@ def test_captions_have_tokens():
 
 
 def test_masks_over_frames_are_those_of_still_scenes():
-    masks = clip_masks(EVERY[:6], (5, 8, 8))
+    masks = clip_masks(EVERY[:6], (5, 8, 8), n_frames=5)
     assert masks.keys() == LEVEL_OF.keys()
     for concept, mask in masks.items():
         assert mask.shape == (6, 5 * 64)
         assert mask.dtype == torch.bool
         middle = concept_masks([item.scene for item in EVERY[:6]], (8, 8))[concept]
         assert torch.equal(mask.unflatten(1, (5, 64))[:, 2], middle)
-    shadows = clip_masks([MovingScene(Scene("cone", "blue", "near", "without", "sand"), "standing still")], (2, 4, 4))
+    cone = MovingScene(Scene("cone", "blue", "near", "without", "sand"), "standing still")
+    shadows = clip_masks([cone], (2, 4, 4), n_frames=2)
     assert not shadows["shadow"].any()
     assert shadows["cone"].any()
+
+
+def test_masks_of_latents_that_stand_for_several_frames():
+    """The first alone, then four at a time, as VAEs of videos compress them."""
+    frames = clip_masks(EVERY[:4], (9, 8, 8), n_frames=9)["near"].unflatten(1, (9, 64))
+    shared = clip_masks(EVERY[:4], (3, 8, 8), n_frames=9)["near"].unflatten(1, (3, 64))
+    assert torch.equal(shared[:, 0], frames[:, 0])
+    assert not (shared[:, 1] & ~frames[:, 1:5].any(1)).any()
+    assert (shared[:, 2] | ~frames[:, 5:].all(1)).all()
 
 
 def test_clips_as_tensors():
@@ -128,7 +138,7 @@ def test_the_judge_sees_where_the_object_moves():
         (lambda: clips_of(EVERY[:1], MOST_FRAMES + 1), "a clip of 1025 frames is asked for"),
         (lambda: clips_of([]), "there are no clips to render; give at least one"),
         (lambda: clip_masks(EVERY[:1], (8, 8)), r"the grid \(8, 8\) has 2 numbers; give frames, rows and columns"),
-        (lambda: clip_masks(EVERY[:1], (2, 7, 8)), "does not divide into 7 x 8 tokens"),
+        (lambda: clip_masks(EVERY[:1], (8, 7, 8)), "does not divide into 7 x 8 tokens"),
         (lambda: list(moving_scenes("train", 10**7)), "10000000 scenes are asked for"),
     ],
 )

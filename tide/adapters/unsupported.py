@@ -19,7 +19,7 @@ def why_not(pipeline: str, parts: Mapping[str, str], specs: Sequence[Spec], tran
     """
     name = parts.get("transformer")
     if name is None:
-        return _without_transformer(pipeline, parts, [each.family for each in specs])
+        return _without_transformer(pipeline, parts)
     near = nearest(name, specs, transformer)
     return (
         f"{name} has no adapter; the nearest family is {near.family} ({near.transformer}). To add one, let "
@@ -34,7 +34,10 @@ def nearest(name: str, specs: Sequence[Spec], transformer: Any = None) -> Spec:
 
 
 def _likeness(name: str, other: str) -> float:
-    return SequenceMatcher(None, _own(name), _own(other)).ratio()
+    """How alike two names are; a common beginning counts twice, because that is the model's name."""
+    one, two = _own(name), _own(other)
+    common = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return SequenceMatcher(None, one, two).ratio() + common / max(len(one), len(two))
 
 
 def _own(name: str) -> str:
@@ -54,9 +57,9 @@ def _structure(spec: Spec, transformer: Any) -> float:
     return sum(each in there for each in named) / len(named)
 
 
-def _without_transformer(pipeline: str, parts: Mapping[str, str], families: Sequence[str]) -> str:
+def _without_transformer(pipeline: str, parts: Mapping[str, str]) -> str:
     unet = next((kind for name, kind in parts.items() if name == "unet" or "unet" in kind.lower()), None)
-    instead = f"use a pipeline of one of the families {', '.join(families)} (docs/adapters.md)"
+    instead = "use a pipeline of one of the families that `tide adapters` lists (docs/adapters.md)"
     if unet is not None:
         return f"{pipeline} draws with a UNet ({unet}), and TIDE hooks diffusion transformers only; {instead}"
     if "Pipeline" in pipeline:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from tide.editing.masks import token_mask
 from tide.errors import TideError
 from tide.interpretation.concepts import Annotated
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
-from tide.scenes.render import Rendering, render
+from tide.scenes.render import Mask, render
 from tide.scenes.scene import LEVEL_OF, Scene
 
 N_SAMPLING_STEPS = 20
@@ -37,15 +38,14 @@ def concept_masks(scenes: Sequence[Scene], grid: tuple[int, ...]) -> dict[str, T
 
     ``scenes`` are rendered; ``grid`` has the rows and columns of an image's tokens.
     """
-    return rendered_masks([render(scene) for scene in scenes], grid)
+    return rendered_masks([render(scene).masks for scene in scenes], grid)
 
 
-def rendered_masks(renderings: Sequence[Rendering], grid: tuple[int, int]) -> dict[str, Tensor]:
-    """:func:`concept_masks` of what is rendered already."""
-    height, width = grid
-    out = {concept: torch.zeros(len(renderings), height * width, dtype=torch.bool) for concept in LEVEL_OF}
-    for i, rendering in enumerate(renderings):
-        for concept, mask in rendering.masks.items():
+def rendered_masks(pixels: Sequence[Mapping[str, Mask]], grid: tuple[int, ...]) -> dict[str, Tensor]:
+    """bool ``[n, tokens]`` per concept, from n mappings of the concepts that are there to their pixels."""
+    out = {concept: torch.zeros(len(pixels), math.prod(grid), dtype=torch.bool) for concept in LEVEL_OF}
+    for i, masks in enumerate(pixels):
+        for concept, mask in masks.items():
             out[concept][i] = token_mask(torch.from_numpy(mask), grid)
     return out
 

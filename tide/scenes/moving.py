@@ -140,25 +140,22 @@ def moving_prompts(split: Split, n: int, seed: int = 0) -> list[tuple[MovingScen
 
 
 def clips_of(items: Sequence[MovingScene], n_frames: int = N_FRAMES) -> Tensor:
-    """Rendered clips as ``[n, 3, F, 64, 64]`` in [-1, 1]."""
+    """Rendered clips of ``items``, each of ``n_frames``, as ``[n, 3, F, 64, 64]`` in [-1, 1]."""
     if not items:
         raise TideError("there are no clips to render; give at least one")
     frames = np.stack([[still.image for still in item.renderings(n_frames)] for item in items])
     return torch.from_numpy(frames).permute(0, 4, 1, 2, 3) * 2 - 1
 
 
-def clip_masks(items: Sequence[MovingScene], grid: tuple[int, int, int]) -> dict[str, Tensor]:
+def clip_masks(items: Sequence[MovingScene], grid: tuple[int, int, int], n_frames: int = N_FRAMES) -> dict[str, Tensor]:
     """bool ``[n, tokens]`` for each concept of still scenes, from the renderer's pixel masks.
 
-    ``grid`` has the frames of the clips, and the rows and columns of a frame's tokens; tokens are in the order (frame,
-    row, column).
+    ``grid`` has the frames, rows and columns of the tokens, which come in that order; it may have fewer frames than the
+    clips, as :func:`tide.editing.token_mask` says.
     """
     if len(grid) != 3:
         raise TideError(f"the grid {tuple(grid)} has {len(grid)} numbers; give frames, rows and columns")
-    n_frames, *of_frame = grid
-    stills = [still for item in items for still in item.renderings(n_frames)]
-    masks = rendered_masks(stills, (of_frame[0], of_frame[1]))
-    return {concept: mask.reshape(len(items), -1) for concept, mask in masks.items()}
+    return rendered_masks([render_clip(item, n_frames).masks for item in items], grid)
 
 
 def annotated_clips(
@@ -174,16 +171,21 @@ def annotated_clips(
     """:func:`~tide.scenes.annotated_scenes` of clips: activations of every token of every frame, and the masks of
     :func:`clip_masks`.
 
-    ``adapter`` runs ``batch_size`` clips of ``n_frames`` a pass and keeps ``blocks``; ``seed`` is that of the noise.
+    Args:
+        adapter: of the pipeline of videos.
+        items: what the clips show.
+        blocks: whose activations are kept.
+        timesteps: at which the clips are read, ``[T]``.
+        n_frames: of a clip.
+        seed: of the noise.
+        batch_size: clips a pass.
     """
     if not items:
         raise TideError("there are no clips to annotate; give at least one")
     parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     batches = ((clips_of(part, n_frames), adapter.encode_prompts([s.caption() for s in part])) for part in parts)
     x, grid = activations(adapter, batches, blocks, timesteps, seed=seed)
-    if len(grid) != 3 or grid[0] != n_frames:
-        raise TideError(f"a clip of {n_frames} frames has the token grid {grid}; masks need one with as many frames")
-    masks = clip_masks(items, (grid[0], grid[1], grid[2]))
+    masks = clip_masks(items, (grid[0], grid[1], grid[2]), n_frames)
     return {block: Annotated(timesteps.float(), x[block], dict(masks)) for block in blocks}
 
 
