@@ -13,13 +13,16 @@ from tide.adapters.registry import _ADAPTERS, _key, provisional
 from tide.probing import Result, check
 
 QUICK = ("sd3", "dit")
+#: What cannot be checked in a small size: Allegro's VAE works on tiles of clips of 24 frames.
+TOO_SMALL = {"allegro": ["latents decode to its picture", "collect and train"]}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FAMILIES]
 )
 def test_tides_own_families_pass(name):
-    assert [(each.name, each.said) for each in check(adapter(name)) if each.passed is False] == []
+    failed = {each.name: each.said for each in check(adapter(name)) if each.passed is False}
+    assert list(failed) == TOO_SMALL.get(name, []), failed
 
 
 def results(**changes) -> dict[str, Result]:

@@ -15,7 +15,7 @@ from tide.errors import TideError
 PROMPTS = ("a red cube", "a house, far away")
 #: Of pipelines that draw classes.
 CLASSES = ("1", "7")
-NEGATIVE = "a green tree"
+NEGATIVE = "a tree"
 #: Enough to see whether timesteps lie on a line.
 STEPS = 3
 #: Rows of latents at most; there are half as many columns.
@@ -65,15 +65,15 @@ def own_latents(pipe: Any, transformer: Any) -> tuple[int, int]:
 
 
 def small_size(pipe: Any, own: Sequence[int]) -> dict[str, int]:
-    """Height, width and number of frames as the pipeline takes them; nothing where it draws one size only."""
+    """Height, width and frames as the pipeline takes them; nothing where it draws one size only."""
     taken = parameters_of(pipe)
     if not {"height", "width"} <= taken.keys():
         return {}
     scale = side_of_latent(pipe)
     rows, columns = small_latents(own, scale)
     # Two frames of latents: the first one is often encoded alone.
-    frames = {"num_frames": 1 + int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)}
-    return {"height": rows * scale, "width": columns * scale, **(frames if "num_frames" in taken else {})}
+    clip = {"num_frames": 1 + int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)}
+    return {"height": rows * scale, "width": columns * scale, **(clip if "num_frames" in taken else {})}
 
 
 def prompt_length(pipe: Any) -> dict[str, int]:
@@ -88,9 +88,26 @@ def plain_arguments(pipe: Any) -> dict[str, Any]:
     return {name: value for name, value in _PLAIN.items() if name in parameters_of(pipe)}
 
 
+class _AtOne:
+    """Of a pipeline, what its guidance may depend on, at a scale of 1."""
+
+    _guidance_scale = 1.0
+
+
+def unguided_scale(pipe: Any) -> float:
+    """The scale of a run without guidance: 1, or 0 of pipelines that guide at 1 as well."""
+    guides = getattr(type(pipe), "do_classifier_free_guidance", None)
+    if not isinstance(guides, property) or guides.fget is None:
+        return 1.0
+    try:
+        return 0.0 if guides.fget(_AtOne()) else 1.0
+    except AttributeError:  # it depends on more than the scale
+        return 1.0
+
+
 def guidance_arguments(pipe: Any, guided: bool, *, names: Sequence[str] | None = None) -> dict[str, Any]:
     """What makes a run guided, or not: ``names`` are the scales that do."""
-    given: dict[str, Any] = dict.fromkeys(scales_of(pipe), 1.0)
+    given: dict[str, Any] = dict.fromkeys(scales_of(pipe), unguided_scale(pipe))
     if guided:
         given |= dict.fromkeys(scales_of(pipe) if names is None else names, 3.0)
         if "negative_prompt" in parameters_of(pipe):

@@ -35,7 +35,7 @@ def modulation_misfit(bench: Bench, block: int, chunk: Chunk) -> float | None:
         float((read - (normed * (1 + scale[:, None]) + shift[:, None])).norm() / (read - normed).norm().clamp(min=1e-6))
         for read in readers
         for normed in _normed(own.blocks[block], passes[0], inside)
-        if normed.shape == read.shape
+        if normed.shape == read.shape and len(normed) == len(scale)
     ]
     return min(distances) if distances else None
 

@@ -19,7 +19,6 @@ from tide.messages import one_line
 from tide.probing import calls
 from tide.probing.checked_modulation import modulation_misfit
 from tide.probing.drawing import MIDDLE, Bench
-from tide.probing.recording import record
 from tide.probing.values import apart, sample_of
 
 #: How far results of the same products may lie apart, and in half precision.
@@ -65,7 +64,7 @@ def check(adapter: Adapter) -> list[Result]:
 
 def checks(adapter: Adapter) -> Iterator[Result]:
     """The results of :func:`check`, each as soon as it is there."""
-    bench = Bench(adapter)
+    bench = Bench(adapter, measured=True)
     for name, function in CHECKS.items():
         yield _checked(name, function, bench)
 
@@ -99,19 +98,19 @@ def _compare(what: str, found: Tensor, expected: Tensor, bench: Bench, *, most: 
 
 def tokens_of_blocks(bench: Bench) -> str:
     """Every block runs once, in order, and holds the tokens of the grid at the model's width."""
-    own, ran = bench.adapter, []
+    own, ran, expected = bench.adapter, [], bench.tokens
     taps = {block: lambda x, call, block=block: ran.append((block, list(x.shape))) for block in range(own.n_blocks)}
     try:
         with tap(own, taps):
             bench.denoise()
     finally:  # which says more than the error that it may lead to
         for block, shape in ran:
-            if shape != bench.tokens:
-                raise Misfit(f"the tokens of block {block} are {shape}, expected {bench.tokens}")
+            if shape != expected:
+                raise Misfit(f"the tokens of block {block} are {shape}, expected {expected}")
     order = [block for block, _ in ran]
     if order != sorted(order):
         raise Misfit(f"the blocks ran in the order {order}; name their lists in that order")
-    return f"{own.n_blocks} blocks, {bench.tokens} each"
+    return f"{own.n_blocks} blocks, {expected} each"
 
 
 def squares_of_the_image(bench: Bench) -> str:
@@ -181,7 +180,7 @@ def denoise(bench: Bench) -> str:
         bench.draw()
     finally:
         handle.remove()
-    times = own.pipe.scheduler.timesteps
+    times = _times(own)
     if len(found) != len(times):
         raise Misfit(f"a run without guidance called the transformer {len(found)} times in {len(times)} steps")
     with torch.no_grad():
@@ -189,11 +188,21 @@ def denoise(bench: Bench) -> str:
             latents = _latents_of(own, arguments, bench)
             _compare(
                 f"the prediction at timestep {float(t):g}",
-                own.denoise(latents, t, text),
+                own.denoise(latents, t, {**text, **_beside(own, arguments)}),
                 _prediction_of(own, expected, bench),
                 bench,
             )
     return f"{len(found)} calls"
+
+
+def _times(own: Adapter) -> Tensor:
+    """The timesteps of the last run, as TIDE counts them, one for each call."""
+    return own.from_scheduler(own.run_timesteps.float()).cpu()
+
+
+def _beside(own: Adapter, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a call drew beside the latents, such as sound."""
+    return {name: arguments[name] for name in (own.spec.beside if isinstance(own, DeclaredAdapter) else ())}
 
 
 def _latents_of(own: Adapter, arguments: dict[str, Any], bench: Bench) -> Tensor:
@@ -212,7 +221,7 @@ def timesteps(bench: Bench) -> str:
     """A call's timestep is the scheduler's, whatever the transformer is given, and known before the run."""
     own = bench.adapter
     seen = torch.stack([call.timestep.cpu() for _, call in bench.tapped(0)])
-    expected = own.pipe.scheduler.timesteps.float().cpu()[:, None].expand(seen.shape)
+    expected = _times(own)[:, None].expand(seen.shape)
     _compare("the timesteps of a run", seen, expected, bench, most=5e-3)
     # A schedule that depends on the image's size is known for the pipeline's own size.
     if own.schedule_arguments(calls.STEPS).get("mu") is None or bench.size == tuple(own.default_latents):
@@ -236,6 +245,8 @@ def rows_of_the_prompt(bench: Bench) -> str:
     if not embedded:  # whose scale differs between the two runs
         _compare("what the rows of the prompts hold", rows[chosen], alone[0][0], bench)
     off, others = (apart(rows[each], alone[0][0]) for each in (chosen, ~chosen))
+    if not others:
+        raise Unsaid("the tokens do not depend on the text of these prompts")
     if not off < others:
         raise Misfit(
             f"the rows of the negative prompt are nearer to the prompts' ({others:.2g}) than their own ({off:.2g})"
@@ -245,40 +256,49 @@ def rows_of_the_prompt(bench: Bench) -> str:
 
 def noise_and_prediction(bench: Bench) -> str:
     """The scheduler is given what ``denoise`` returns, and the last prediction leads to what a run ends on."""
-    own = bench.adapter
-    run = _recorded_run(bench)
-    sample, t = run.steps[-1]["sample"], float(run.steps[-1]["timestep"])
-    sample = own.unpacked(sample, bench.size).to(own.device)
+    own, text = bench.adapter, dict(bench.text)
+    if "guidance" in text:
+        text["guidance"] = torch.ones_like(text["guidance"])
+    steps, drawn = _steps(bench)
+    given, at, start, beside = steps[0]
+    if given.shape == start.shape == drawn.shape:
+        with torch.no_grad():
+            predicted = own.denoise(start, at, {**text, **beside})
+        _compare("what the scheduler is given", predicted, given, bench)
+    _, t, sample, beside = steps[-1]
     noise, image = bench.latents(9), bench.latents()
     noisy = own.add_noise(image, noise, t)
     back = own.predicted_clean(_exact(own, image, noise, t), noisy, t)
     _compare("the image that noising and the exact prediction lead to", back, image, bench, most=1e-2)
-    text = dict(bench.text)
-    if "guidance" in text:
-        text["guidance"] = torch.ones_like(text["guidance"])
-    with torch.no_grad():
-        first = run.steps[0]
-        given = own.unpacked(first["model_output"], bench.size).to(own.device)
-        start = own.unpacked(first["sample"], bench.size).to(own.device)
-        if given.shape == start.shape == sample.shape:
-            _compare("what the scheduler is given", own.denoise(start, float(first["timestep"]), text), given, bench)
-        clean = own.predicted_clean(own.denoise(sample, t, text), sample, t)
-    _compare("the image that the last step predicts", clean, run.result.to(clean), bench, most=0.1)
+    if sample.shape == drawn.shape:
+        with torch.no_grad():
+            clean = own.predicted_clean(own.denoise(sample, t, {**text, **beside}), sample, t)
+        _compare("the image that the last step predicts", clean, drawn.to(clean), bench, most=0.1)
     return f"at timestep {t:.4g}"
 
 
-def _recorded_run(bench: Bench) -> Any:
-    """The steps of the scheduler in a run without guidance, and the run's latents."""
+#: Prediction, timestep and noisy latents of a step, as TIDE has them, and what was drawn beside the latents.
+_Step = tuple[Tensor, float, Tensor, dict[str, Any]]
 
-    class Drawn:
-        """Calls the adapter as the pipeline is called."""
 
-        scheduler = bench.adapter.pipe.scheduler
+def _steps(bench: Bench) -> tuple[list[_Step], Tensor]:
+    """The steps of the scheduler in a run without guidance, and the latents that it draws."""
+    own, steps, last = bench.adapter, list[_Step](), dict[str, Any]()
 
-        def __call__(self, **_: Any) -> Tensor:
-            return bench.draw()
+    def keep(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
+        prediction, t, noisy = own.of_step(model_output, timestep, sample)
+        prediction, noisy = (own.unpacked(each, bench.size).to(own.device) for each in (prediction, noisy))
+        steps.append((prediction.float(), t, noisy, _beside(own, last)))
 
-    return record(Drawn(), bench.adapter.transformer, {}, lambda path: False)
+    handle = own.transformer.register_forward_pre_hook(
+        lambda _m, args, kwargs: last.update(own.arguments(args, kwargs)), with_kwargs=True
+    )
+    try:
+        with listened(own.pipe.scheduler, "step", before=keep):
+            drawn = bench.draw()
+    finally:
+        handle.remove()
+    return steps, drawn
 
 
 def _exact(own: Adapter, image: Tensor, noise: Tensor, t: float) -> Tensor:
@@ -328,6 +348,8 @@ def collect_and_train(bench: Bench) -> str:
     from tide.training import ProgressiveK, TrainConfig, Trainer
 
     own, block = bench.adapter, _penultimate(bench.adapter)
+    if own.draws == "audio":
+        raise Unsaid("images are what is collected from here")
     length = calls.prompt_length(own.pipe).get("max_sequence_length")
     data = [(bench.pictures(), list(bench.prompts))]
     (batches,) = collect(own, data, [block], token_fraction=1.0, max_sequence_length=length)

@@ -67,7 +67,7 @@ def _blocks(bench: Bench) -> Iterator[Row]:
         yield f"blocks {numbers}", f"{path}, {last - first + 1} of {kind}"
     try:
         shapes = {first: {tensor: _shape(bench, first, tensor) for tensor in TENSORS} for first, *_ in firsts}
-    except TideError as error:
+    except (TideError, RuntimeError) as error:
         yield "shapes", f"not seen: {one_line(error)}"
         return
     size = " x ".join(map(str, bench.grid))

@@ -25,9 +25,11 @@ class Bench:
 
     Args:
         adapter: of the pipeline.
+        measured: the size of the latents is that of a run, and not what the adapter says of it.
     """
 
     adapter: Adapter
+    measured: bool = False
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -35,17 +37,31 @@ class Bench:
 
     @cached_property
     def pixels(self) -> dict[str, int]:
-        """Height, width and frames as the pipeline takes them; nothing where it has one size only."""
-        return calls.small_size(self.adapter.pipe, self.adapter.default_latents)
+        """Height, width and frames as :meth:`Adapter.generate` takes them; nothing where the pipeline has one size."""
+        own = self.adapter
+        if own.draws == "audio":
+            return {}
+        small = {**calls.small_size(own.pipe, own.default_latents)}
+        return {**small, "num_frames": self._frames} if own.draws == "videos" else small
+
+    @property
+    def _frames(self) -> int:
+        """Of a short clip: two latents, or as many as the model is made for."""
+        own = self.adapter
+        latents = own.transformer.config.get("video_length", 2)
+        return next(n for n in range(1, 10**4) if own.latent_frames(n) == latents)
 
     @cached_property
     def size(self) -> tuple[int, ...]:
-        """Of the latents, behind their channels."""
+        """Of the latents, behind their channels, as a run draws them."""
+        own = self.adapter
         if not self.pixels:
-            return tuple(self.adapter.default_latents)
-        sides = [self.pixels[name] // self.adapter.pixels_per_latent for name in ("height", "width")]
-        frames = [self.adapter.latent_frames(self.pixels["num_frames"])] if self.adapter.draws == "videos" else []
-        return *frames, *sides
+            return tuple(own.default_latents)
+        if self.measured:
+            return tuple(self.draw().shape[2:])
+        if isinstance(own, DeclaredAdapter):
+            return tuple(own.drawn_size(self.pixels))
+        return tuple(self.pixels[name] // own.pixels_per_latent for name in ("height", "width"))
 
     @property
     def grid(self) -> tuple[int, ...]:
