@@ -9,7 +9,7 @@ split. ``concepts.json`` in ``--out`` holds the figures.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,19 @@ def features_of(
     frozen = random_autoencoder(model, some.x.float(), some.position)
     raw = [data.x.mean(0).flatten(0, 1) for data in (first, second)]
     often = torch.stack([first.masks[concept].float().mean(0) for concept in shown_in(first, second)], dim=1)
-    return {
+    found: dict[str, Features] = {
         "tide": (mean_latents(model, first), mean_latents(model, second), False),
-        "neuron": (*raw, True),
-        "pca": (*(pca.coordinates(x) for x in raw), True),
+        "neuron": (*_both(raw), True),
+        "pca": (*_both(pca.coordinates(x) for x in raw), True),
         "random": (mean_latents(frozen, first), mean_latents(frozen, second), False),
-        "place": (*(often.repeat(data.x.shape[1], 1) for data in (first, second)), False),
+        "place": (*_both(often.repeat(data.x.shape[1], 1) for data in (first, second)), False),
     }
+    return found
+
+
+def _both(each: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    first, second = each
+    return first, second
 
 
 def shown_in(*parts: Annotated) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,24 @@ SHOWN = 8
 RATE = 8
 #: Files that move: by Pillow, and by PyAV.
 ANIMATED, VIDEOS = (".webp", ".gif"), (".mp4", ".webm")
+
+
+class ShownFrames(TypedDict):
+    """What a page that plays clips is told of them.
+
+    Attributes:
+        total: frames of a clip.
+        tokens: frames of its tokens.
+        shown: the numbers of the frames that are shown.
+        map: for each of these the frame of a map that covers it.
+        rate: frames shown a second.
+    """
+
+    total: int
+    tokens: int
+    shown: list[int]
+    map: list[int]
+    rate: int
 
 
 def filmstrip(frames: Sequence[Image.Image]) -> Image.Image:
@@ -44,13 +63,18 @@ def is_clip(picture: Image.Image) -> bool:
     return FRAMES in picture.info
 
 
+def shown_frames(n: int, most: int = SHOWN) -> list[int]:
+    """The numbers of at most ``most`` of ``n`` frames, evenly spread with the first and the last."""
+    return list(range(n)) if n <= most else [round(i * (n - 1) / (most - 1)) for i in range(most)]
+
+
 def fewer_frames(picture: Image.Image, most: int = SHOWN) -> Image.Image:
     """A filmstrip of at most ``most`` of its frames, evenly spread with the first and the last; another picture as it
     is."""
     frames = frames_of(picture)
     if len(frames) <= most:
         return picture
-    return filmstrip([frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)])
+    return filmstrip([frames[i] for i in shown_frames(len(frames), most)])
 
 
 def clip_writer(frames: Sequence[Image.Image], suffix: str = ".webp", rate: int = RATE) -> Callable[[Path], None]:
@@ -65,7 +89,7 @@ def clip_writer(frames: Sequence[Image.Image], suffix: str = ".webp", rate: int 
     Raises :class:`~tide.errors.TideError` for another suffix, and where PyAV is missing.
     """
     if suffix in ANIMATED:
-        return lambda path: _animated(path, frames, suffix, rate)
+        return lambda path: write_animated(path, frames, suffix, rate)
     if suffix in VIDEOS:
         try:
             import av  # noqa: F401  # an extra, and slow to import
@@ -75,10 +99,13 @@ def clip_writer(frames: Sequence[Image.Image], suffix: str = ".webp", rate: int 
     raise TideError(f"{suffix or 'a file without a suffix'} is no clip; write {', '.join((*ANIMATED, *VIDEOS))}")
 
 
-def _animated(path: Path, frames: Sequence[Image.Image], suffix: str, rate: int) -> None:
+def write_animated(
+    file: Path | IO[bytes], frames: Sequence[Image.Image], suffix: str = ".webp", rate: int = RATE
+) -> None:
+    """Writes frames as one of :data:`ANIMATED`; the arguments are those of :func:`clip_writer`."""
     first, *others = frames
     kind, how = ("WEBP", {"quality": 90, "method": 4}) if suffix == ".webp" else ("GIF", {})
-    first.save(path, kind, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, **how)
+    first.save(file, kind, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, **how)
 
 
 def _coded(path: Path, frames: Sequence[Image.Image], suffix: str, rate: int) -> None:

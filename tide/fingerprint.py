@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tide.adapters.quantised import plain_tensors
 from tide.adapters.weights import present, unwrapped
 from tide.errors import TideError
 
@@ -34,7 +35,8 @@ def _add(digest: Any, module: nn.Module) -> None:
         if value.is_meta:
             raise TideError(f"the weights {name} of a {type(module).__name__} are not loaded; load them first")
         digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        for part in plain_tensors(value):
+            digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def pipeline_fingerprints(pipe: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tide import scenes
-from tide.adapters import Adapter, Block, adapter_for, import_adapters
+from tide.adapters import Adapter, Block, adapter_for, import_adapters, import_code
 from tide.adapters.folders import check_served, load_folder
 from tide.adapters.own import check_serves
 from tide.adapters.trust import check_folder
@@ -34,6 +34,7 @@ def load_adapter(
     trust_remote_code: bool = False,
     denoiser_only: bool = False,
     adapter: str | Path | None = None,
+    component: str = "transformer",
 ) -> Adapter:
     """A pipeline behind its adapter.
 
@@ -47,35 +48,69 @@ def load_adapter(
         denoiser_only: leave text encoders and VAE out.
         adapter: a module or a Python file that registers an adapter for the pipeline, run first
             (:func:`~tide.adapters.import_adapters`); not needed for a module that is imported already.
+        component: the name of the pipeline's transformer, where it has several (:func:`~tide.adapters.adapter_for`).
 
     Raises:
         TideError: the pipeline cannot be loaded, lacks weights, brings code or pickled weights, has no adapter, or the
             device is not there.
     """
     name, on = str(name), device_of(device)
-    if dtype is not None and dtype not in DTYPES:
-        raise TideError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    kind = DTYPES[dtype] if dtype else default_dtype(on)
-    if offload and on.type == "cpu":
-        raise TideError("offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
-    if trust_remote_code and name == BUNDLED:
-        raise TideError("trust_remote_code is for pipelines that bring code, not the bundled one; leave it off")
+    kind = _kind(name, on, dtype, offload=offload, trust=trust_remote_code)
     if adapter is not None:
         import_adapters(adapter)
     with quiet():
         parts = _left_out(name) if denoiser_only else {}
         pipe = _from_pretrained(name, kind, parts, trust=trust_remote_code)
-    found = adapter_for(pipe)
+    found = adapter_for(pipe, component)
     found.name = pipeline_name(name)
     if adapter is not None:
         check_serves(adapter, found)
+    _place(name, pipe, on, offload=offload)
+    return found
+
+
+def load_pipeline(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    offload: bool = False,
+    trust_remote_code: bool = False,
+    code: str | Path | None = None,
+) -> Any:
+    """A pipeline whose transformer need not have an adapter, for :func:`tide.probing.probe`.
+
+    The arguments are those of :func:`load_adapter`, but for ``code``: a module or a Python file that defines classes of
+    the pipeline, run first (:func:`~tide.adapters.import_code`).
+    """
+    name, on = str(name), device_of(device)
+    kind = _kind(name, on, dtype, offload=offload, trust=trust_remote_code)
+    if code is not None:
+        import_code(code)
+    with quiet():
+        pipe = _from_pretrained(name, kind, {}, trust=trust_remote_code, unknown=True)
+    _place(name, pipe, on, offload=offload)
+    return pipe
+
+
+def _kind(name: str, on: torch.device, dtype: str | None, *, offload: bool, trust: bool) -> torch.dtype:
+    """The dtype to load in; raises for options that do not go together."""
+    if dtype is not None and dtype not in DTYPES:
+        raise TideError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    if offload and on.type == "cpu":
+        raise TideError("offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
+    if trust and name == BUNDLED:
+        raise TideError("trust_remote_code is for pipelines that bring code, not the bundled one; leave it off")
+    return DTYPES[dtype] if dtype else default_dtype(on)
+
+
+def _place(name: str, pipe: Any, on: torch.device, *, offload: bool) -> None:
     _check_whole(name, pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     if offload:
         pipe.enable_model_cpu_offload(device=on)
     else:
         pipe.to(on)
-    return found
 
 
 def _left_out(name: str) -> dict[str, None]:
@@ -85,8 +120,11 @@ def _left_out(name: str) -> dict[str, None]:
     return {part: None for part in _index(name) if part.startswith(("text_encoder", "tokenizer", "vae"))}
 
 
-def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, trust: bool = False) -> Any:
-    """Safetensors only, and no code of the pipeline's own unless ``trust``."""
+def _from_pretrained(
+    name: str, dtype: torch.dtype, parts: dict[str, None], *, trust: bool = False, unknown: bool = False
+) -> Any:
+    """Safetensors only, and no code of the pipeline's own unless ``trust``; ``unknown``: its transformer need not have
+    an adapter."""
     from diffusers import DiffusionPipeline
 
     if name == BUNDLED:
@@ -94,7 +132,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, t
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise TideError(f"{name} holds no model_index.json; give the folder of a diffusers pipeline")
     options = {"use_safetensors": True, "trust_remote_code": trust, **parts}
-    check_served(name, _index(name))
+    check_served(name, _index(name), unknown=unknown)
     with _loading(name):
         folder = name if Path(name).is_dir() else DiffusionPipeline.download(name, **options)
     check_folder(Path(folder), trust=trust, left_out=parts)
@@ -159,6 +197,12 @@ def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", blo
     model = TIDE.from_pretrained(  # a Path: nothing is fetched for a mistyped folder
         Path(folder), backend=backend, family=adapter.family, d_model=adapter.d_model, block=expected
     )
+    if model.config.component != adapter.component:
+        trained = model.config.component
+        raise TideError(
+            f"{folder} was trained on the pipeline's {trained}, and {adapter.component} is given; give component "
+            f"{trained}"
+        )
     adapter.resolve_block(model.config.trained_block)
     check_backend(backend, adapter.device, model.n_latents, model.config.k)
     return model.to(adapter.device)

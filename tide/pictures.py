@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tide.clip import clip_writer, filmstrip, frames_of, is_clip
+from tide.clip import clip_writer, filmstrip, frames_of, is_clip, shown_frames
 
 #: Pixels of the width of an image under a heat map.
 TILE = 256
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``."""
-    return ((image.float().permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+    """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``; a clip ``[3, F, H, W]`` to ``[F, H, W, 3]``."""
+    return ((image.float().movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
 
 
 def to_image(image: Tensor) -> Image.Image:
@@ -29,9 +29,16 @@ def to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(image))
 
 
+def shown(image: np.ndarray) -> np.ndarray:
+    """Of a clip ``[F, H, W, 3]`` the frames that stand for it (:func:`~tide.clip.shown_frames`); an image as it is."""
+    return image[shown_frames(len(image))] if image.ndim == 4 else image
+
+
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """``image`` uint8 ``[H, W, 3]`` in another ``size``, width and height: smoothed if it shrinks, in blocks if it
-    grows."""
+    grows. Of a clip ``[F, H, W, 3]`` every frame."""
+    if image.ndim == 4:
+        return np.stack([resized(frame, size) for frame in image])
     shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
     resample = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(image).resize(size, resample))

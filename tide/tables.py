@@ -51,11 +51,14 @@ def csv_writer(rows: Sequence[Mapping[str, Any]]) -> Write:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A compact table with its first column aligned to the left."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> str:
+    """A compact table with its first column aligned to the left; of ``words``, with all columns."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(w) if i and not words else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in (header, *rows)
     ]
     return "\n".join(lines)

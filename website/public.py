@@ -34,6 +34,7 @@ PACKAGES = (
     "tide.index",
     "tide.images",
     "tide.scenes",
+    "tide.probing",
     "tide.planning",
     "tide.conversion",
     "tide.sharing",

@@ -12,7 +12,7 @@ import diffusers.hooks
 import pytest
 import torch
 from diffusers import hooks as diffusers_hooks
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry, ModelHook, context_parallel
 
 from tests.helpers.families import FAMILIES, draw, hooks_of, pipeline
 from tide.activations import collect, collect_sampling
@@ -119,6 +119,29 @@ def test_skipped_layers_are_refused():
     diffusers_hooks.apply_layer_skip(pipe.transformer, LAYERS)
     with pytest.raises(TideError, match="a skip of layers"):
         check_nothing_skips(pipe.transformer)
+
+
+@pytest.mark.parametrize("kind", ["context", "tensor"])
+def test_a_transformer_that_processes_share_is_refused(kind):
+    """As ``enable_parallelism`` and ``from_pretrained(parallel_config=)`` leave it, which take several GPUs."""
+    parallel = pytest.importorskip("diffusers.models._modeling_parallel", reason="an older diffusers has neither")
+    if kind == "context":
+        pipe = copied()
+        config = parallel.ContextParallelConfig(ring_degree=2)
+        context_parallel.apply_context_parallel(pipe.transformer, config, pipe.transformer._cp_plan)
+        pipe.transformer._parallel_config = parallel.ParallelConfig(context_parallel_config=config)
+    elif hasattr(parallel, "TensorParallelConfig"):
+        pipe = copied()
+        config = parallel.TensorParallelConfig(tp_degree=2)
+        pipe.transformer._parallel_config = parallel.ParallelConfig(tensor_parallel_config=config)
+    else:
+        pytest.skip("diffusers has tensor parallelism since 0.42")
+    message = (
+        f"^the transformer runs with {kind} parallelism, so this process has a part of each block; load it without "
+        "parallel_config and enable_parallelism, and start a process with a whole one on each GPU$"
+    )
+    with pytest.raises(TideError, match=message), edit(pipe, None, STEER, block=BLOCK):
+        raise AssertionError("entered")
 
 
 def test_hooks_that_move_or_cast_weights_are_not():

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload
+from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import AlignDevicesHook, CpuOffload, add_hook_to_module, attach_align_device_hook
+from accelerate.utils import send_to_device
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from torch import nn
 
-from tests.helpers.families import CORE, draw, pipeline
-from tide.adapters import adapter_for, tap
+from tests.helpers.families import CORE, draw, misfit, pipeline
+from tide.adapters import adapter_for, run_until, tap
 from tide.adapters.weights import present, unwrapped
+from tide.editing import Steer, edit
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 from tide.training import TrainConfig, build_model
@@ -56,11 +58,24 @@ def preloaded(model: nn.Module, _: Path) -> None:
     add_hook_to_module(model, AlignDevicesHook(io_same_device=True), append=True)
 
 
+def spread(model: nn.Module) -> dict[str, str]:
+    """A ``device_map`` that leaves every other block on the disk."""
+    lists = {name: len(child) for name, child in model.named_children() if isinstance(child, nn.ModuleList)}
+    blocks = {f"{name}.{i}": "cpu" if i % 2 else "disk" for name, n in lists.items() for i in range(n)}
+    others = [
+        name for name, _ in [*model.named_children(), *model.named_parameters(recurse=False)] if name not in lists
+    ]
+    return {**dict.fromkeys(others, "cpu"), **blocks}
+
+
 OFFLOADS: dict[str, Callable[[Any, Path], Any]] = {
     "whole model": lambda model, _: add_hook_to_module(model, CpuOffload(CPU)),
     "sequential": sequential,
     "sequential, to disk": lambda model, folder: disk_offload(model, str(folder), CPU, offload_buffers=True),
     "sequential, by parents": preloaded,
+    "a device_map": lambda model, folder: dispatch_model(
+        model, spread(model), "cpu", offload_dir=str(folder), force_hooks=True
+    ),
     "groups of blocks, to disk": grouped("block_level"),
     "groups of leaves, to disk": grouped("leaf_level"),
 }
@@ -145,6 +160,52 @@ def test_weights_go_back_where_only_some_of_a_group_can_be_brought_in(tmp_path, 
     assert [tensor.data_ptr() for tensor in model.parameters()] == away
 
 
+@pytest.mark.parametrize("name", ["sana", "flux"])
+def test_a_transformer_loaded_over_several_devices(name, tmp_path):
+    pipe, seen = own_pipeline(name), []
+    plain = draw(name, pipe=pipe)
+    pipe.transformer.save_pretrained(tmp_path)
+    where = spread(pipe.transformer)
+    vars(pipe)["transformer"] = type(pipe.transformer).from_pretrained(
+        tmp_path, device_map=where, offload_folder=str(tmp_path / "disk")
+    )
+    own = adapter_for(pipe)
+    assert own.device == CPU
+    assert own.dtype == torch.float32
+    assert {parameter.is_meta for parameter in own.transformer.parameters()} == {True, False}
+    with torch.no_grad(), tap(own, {block: lambda x, call: seen.append(x) for block in range(own.n_blocks)}):
+        assert torch.equal(draw(name, pipe=pipe), plain)
+    assert {x.device for x in seen} == {CPU}
+    steer = Steer(torch.tensor([1.0]), torch.linspace(-3, 3, own.d_model)[None])
+    with torch.no_grad(), edit(pipe, None, steer, block=0) as met:
+        assert not torch.allclose(draw(name, pipe=pipe), plain, atol=1e-3)
+    assert met.rows
+    assert misfit(pipe, name, 0) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sana", "flux"])
+def test_a_tap_is_called_on_the_device_of_its_block(name):
+    """Where that is another one than the transformer's first; here one that computes nothing."""
+    pipe, calls = own_pipeline(name), []
+    own = adapter_for(pipe)
+    block = own.blocks[1].to("meta")
+
+    def move(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return send_to_device(args, "meta"), send_to_device(kwargs, "meta")
+
+    block.register_forward_pre_hook(move, with_kwargs=True)
+
+    def keep(x: torch.Tensor, call: Any) -> None:
+        calls.append((x, call))
+
+    with torch.no_grad():
+        run_until(own, {1: keep}, lambda: draw(name, pipe=pipe), "attention", inputs=True)
+    ((x, call),) = calls
+    given = [each for each in (x, call.timestep, call.conditioning, call.inputs) if each is not None]
+    assert {each.device.type for each in given} == {"meta"}
+    assert call.conditional.device == CPU
+
+
 def store_in_eight_bits(model: nn.Module) -> None:
     """All of its layers, also those that ``enable_layerwise_casting`` leaves out."""
     apply_layerwise_casting(model, torch.float8_e4m3fn, torch.float32, None, (nn.LayerNorm,))
@@ -187,8 +248,8 @@ def test_sizes_are_embedded_in_what_the_model_computes_in(alpha_with_sizes):
         (lambda linear: setattr(linear, "weight", nn.Parameter(linear.weight.to("meta"))), "not loaded"),
         (lambda linear: linear.weight.data.view(-1)[3].fill_(torch.nan), "are not finite"),
         (lambda linear: linear.bias.data.view(-1)[0].fill_(torch.inf), "are not finite"),
-        (lambda linear: vars(linear)["_parameters"].update(weight=Packed(linear.weight)), r"quantised .*\(Packed\)"),
-        (lambda linear: linear.register_parameter("weight", whole_numbers(linear.weight)), r"quantised .*int8"),
+        (lambda linear: vars(linear)["_parameters"].update(weight=Packed(linear.weight)), r"quantised.*\(Packed\)"),
+        (lambda linear: linear.register_parameter("weight", whole_numbers(linear.weight)), r"quantised.*int8"),
         (lambda linear: linear.register_parameter("weight", nn.Parameter(linear.weight.view(-1))), "a shard"),
         (lambda linear: vars(linear)["_parameters"].pop("weight"), "is a Linear, whose weights cannot be read"),
     ],
@@ -214,7 +275,13 @@ def test_weights_that_cannot_be_read_are_an_error_in_one_line(change, error, whi
 
 
 class Packed(nn.Parameter):
-    """As quantisers' own parameters are: not what they are named."""
+    """As quantisers' own parameters are: not what they are named, and of no use to a plain layer."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear:
+            raise NotImplementedError("linear")
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def whole_numbers(like: torch.Tensor) -> nn.Parameter:

@@ -27,7 +27,10 @@ RUNS = {
 
 
 def test_every_command_with_a_pipeline_takes_one():
-    assert {name for name in COMMANDS if "adapter" in options_of(class_of(name))} == RUNS.keys() | {"browse"}
+    assert {name for name in COMMANDS if "adapter" in options_of(class_of(name))} == RUNS.keys() | {
+        "adapters",
+        "browse",
+    }
 
 
 @pytest.fixture

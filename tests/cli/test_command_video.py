@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from tests.helpers.cli_samples import SMALL
-from tests.helpers.families import pipeline
+from tests.helpers.families import pipeline, prepared
+from tests.helpers.families.wan import build_wan
 from tide.cli.app import main
 from tide.clip import clip_writer
 
@@ -114,3 +116,26 @@ def test_a_size_with_frames_for_a_pipeline_of_images(folder, cli, tmp_path):
     )  # fmt: skip
     assert found.code != 0
     assert "a size of 5 frames of 32 x 32 pixels has frames, and this pipeline draws images" in found.err
+
+
+def test_the_second_transformer_of_a_pipeline(tmp_path, folder, cli):
+    """Collected from and trained by its name; an edit takes that of the checkpoint."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        prepared(build_wan(low_noise=True)).save_pretrained(tmp_path / "wan")
+    common = ["--pipeline", tmp_path / "wan"]
+    second = ["--component", "transformer_2"]
+    collect = ["collect", *common, "--data", folder / "clips", "--size", SIZE, "--block", 1, "--out", tmp_path / "acts"]
+    train = ["train", *common, "--store", tmp_path / "acts", *SMALL, "--steps", 4, "--out", tmp_path / "sae"]
+    assert cli(*collect, *second).code == 0
+    refused = cli(*train)
+    assert refused.code == 2
+    assert "is of component transformer_2 and" in refused.err
+    assert cli(*train, *second).code == 0
+    assert json.loads((tmp_path / "sae" / "config.json").read_text())["component"] == "transformer_2"
+    edit = ["edit", *common, "--sae", tmp_path / "sae", "--prompt", "a cube", "--erase-top", 4, "--n-steps", 3]
+    edit += ["--size", SIZE]
+    assert cli(*edit, "--out", tmp_path / "edit").code == 0
+    other = cli(*edit, "--component", "transformer", "--out", tmp_path / "other")
+    assert other.code == 2
+    assert "was trained on the pipeline's transformer_2, and transformer is given" in other.err

@@ -13,6 +13,7 @@ from tide.errors import TideError
 #: The least that a command asks for.
 LEAST = {
     "demo": [],
+    "adapters": ["--pipeline", "p"],
     "doctor": [],
     "plan": ["--pipeline", "p", "--images", "1"],
     "collect": ["--pipeline", "p", "--data", "here", "--out", "o"],

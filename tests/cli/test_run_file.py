@@ -41,7 +41,7 @@ def short_studies(monkeypatch) -> None:
 
 
 def test_every_command_is_there():
-    assert MAKERS.keys() | {"browse", "doctor", "guard", "names", "push", "pull"} == COMMANDS.keys()
+    assert MAKERS.keys() | {"adapters", "browse", "doctor", "guard", "names", "push", "pull"} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("command", MAKERS)

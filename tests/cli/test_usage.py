@@ -39,6 +39,12 @@ from tide.training import TrainConfig
 LINES = {
     "demo": ["--out {out}"],
     "doctor": [""],
+    "adapters": [
+        "",
+        "--pipeline {pipeline}",
+        "check --pipeline {pipeline}",
+        "probe --pipeline {pipeline} --write {out}.py",
+    ],
     "plan": [
         "--pipeline {pipeline} --images 4 --machine nvidia-h200 --out {out}",
         "--d-model 8 --blocks 2 --tokens 4 --images 4 --machine nvidia-h200 --out {out}",
@@ -211,11 +217,12 @@ VALUES = {
     **dict.fromkeys(("transcoder",), "attention"),
     **dict.fromkeys(("study",), "fig4"),
     **dict.fromkeys(("target", "save_target", "clip", "lpips", "prompt", "towards", "concepts"), "there"),
-    **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend", "adapter"), "name"),
+    **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend", "adapter", "component"), "name"),
     **dict.fromkeys(("fit", "token_fraction", "hold_out"), "1/4"),
     **dict.fromkeys(("d_model", "blocks", "tokens", "gpus", "n_latents", "k", "batch_tokens", "epochs"), "4"),
     **dict.fromkeys(("machine", "activation", "host"), "name"),
     **dict.fromkeys(("vision", "vision_model"), "name"),
+    **dict.fromkeys(("code", "write"), "name"),
     **dict.fromkeys(("subfolder", "revision", "license", "message", "results"), "name"),
     "memory": "1GB",
     "prompts": "3",

@@ -1,4 +1,4 @@
-"""docs/adapters.md: its example of a model of your own runs as it stands, and its tables name everything."""
+"""docs/adapters.md: its family by probe runs as it stands, and its tables name everything."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def example(photos, tmp_path_factory) -> Iterator[dict[str, Any]]:
 
 def test_the_example_runs(example):
     own, images = example["adapter"], example["images"]
-    assert own.family == "mine"
+    assert own.family == "my"
     assert images.shape == (2, 4, 8, 8)
     plain = own.generate(
         ["a house", "a tree"],
@@ -45,10 +45,10 @@ def test_the_example_runs(example):
 
 
 def test_the_examples_commands_wrote_what_they_say(example):
-    assert example["sae"].config.family == "mine"
+    assert example["sae"].config.family == "my"
     for file in ("runs/my-acts/manifest.json", "runs/my-figures/metrics.json", "runs/my-edit/strip.png"):
         assert Path(file).is_file()
-    assert json.loads(Path("runs/mine/run.json").read_text())["arguments"]["adapter"] == "my_adapter.py"
+    assert json.loads(Path("runs/mine/run.json").read_text())["arguments"]["adapter"] == "my_family.py"
 
 
 def test_the_examples_modulation_and_rows_are_right(example):

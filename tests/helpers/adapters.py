@@ -15,7 +15,7 @@ from tide.adapters.installed import import_installed
 def own_modules(folder: Path) -> Iterator[None]:
     """While open, modules in ``folder`` can be imported; afterwards neither they nor their adapters are known."""
     tables = (registry._ADAPTERS, own._IMPORTED)
-    sets = (registry._OF_KNOWN_PIPELINES, pipelines._ALLOWED)
+    sets = (registry._OF_KNOWN_PIPELINES, pipelines._ALLOWED, registry._CODE)
     before, members = [dict(table) for table in tables], [set(each) for each in sets]
     modules, path = set(sys.modules), list(sys.path)
     sys.path.insert(0, str(folder))

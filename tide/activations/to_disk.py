@@ -234,6 +234,7 @@ def _info(
     return {
         "pipeline": adapter.name,
         "family": adapter.family,
+        **({} if adapter.component == "transformer" else {"component": adapter.component}),
         "tensor": options.tensor,
         **({} if options.target is None else {"target": options.target}),
         "mode": "sampling" if sampling else "noised",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tide.adapters.weights import linear_of, present, readable
+from tide.adapters.weights import computing_dtype, linear_of, present, readable
 from tide.sae.modulation import Modulation, ModulationConfig
 
 
@@ -30,7 +30,8 @@ def copied_modulation(
 ) -> Modulation:
     """The modulation that a block gets from ``linear(SiLU(timestep_embedder(time_proj(t)) + conditioning))``.
 
-    The copy is of what runs: offloaded weights are brought in, active adapters (LoRA) merged.
+    The copy is of what runs: offloaded weights are brought in, quantised ones dequantised, active adapters (LoRA)
+    merged.
 
     Args:
         transformer: the model that contains all the others.
@@ -49,8 +50,12 @@ def copied_modulation(
     """
     with present(transformer, timestep_embedder, linear, *([] if table_of is None else [table_of])):
         added = None if table_of is None else readable(table_of.get_parameter(table), "a block's table")
-        weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, added)
-        linear_1, linear_2 = (linear_of(getattr(timestep_embedder, name), "the timestep embedder") for name in layers)
+        dtype = computing_dtype(transformer)
+        projection = linear_of(linear, "the adaLN projection", dtype)
+        linear_1, linear_2 = (
+            linear_of(getattr(timestep_embedder, name), "the timestep embedder", dtype) for name in layers
+        )
+    weight, bias = _rows(*projection, [i for i in (scale, shift) if i is not None], d_model, added)
     factor = float(getattr(time_proj, "scale", 1))
     return Modulation.copied(
         ModulationConfig(
@@ -100,9 +105,10 @@ def given_modulation(d_model: int, n_rows: int, *, scale: int | None, shift: int
     )
 
 
-def _rows(linear: nn.Module, chunks: Sequence[int], d: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rows(
+    weight: Tensor, all_bias: Tensor, chunks: Sequence[int], d: int, table: Tensor | None
+) -> tuple[Tensor, Tensor]:
     places = [slice(i * d, (i + 1) * d) for i in chunks]
-    weight, all_bias = linear_of(linear, "the adaLN projection")
     bias = torch.cat([all_bias[place] for place in places])
     if table is not None:
         bias = bias + torch.cat([table.reshape(-1, d)[i] for i in chunks]).to(bias.device)

@@ -17,7 +17,7 @@ from tide.adapters.blocks import Block, block_number, block_numbers
 from tide.adapters.guidance import Guidance
 from tide.adapters.pipelines import check_inputs
 from tide.adapters.vae import channel_scales, decoded, encoded, pixels_per_latent, vae_of
-from tide.adapters.weights import unwrapped
+from tide.adapters.weights import COMPUTE, computing_dtype, unwrapped
 from tide.errors import TideError
 from tide.sae.config import TARGETS, input_of
 from tide.sae.modulation import Modulation
@@ -38,8 +38,6 @@ _DIMENSIONS = {"images": 4, "videos": 5, "audio": 3}
 #: How pipelines name what their VAE compresses, after "vae_".
 _SPATIAL = ("scale_factor", "scale_factor_spatial", "spatial_scale_factor", "spatial_compression_ratio")
 _TEMPORAL = ("scale_factor_temporal", "temporal_scale_factor", "temporal_compression_ratio")
-#: The dtypes that pipelines compute in.
-_COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class TokenView(Protocol):
@@ -340,8 +338,8 @@ class Adapter(ABC):
     def dtype(self) -> torch.dtype:
         """The dtype that the transformer computes in, however its weights are stored; raises
         :class:`~tide.errors.TideError` if it is unknown."""
-        dtype = self.transformer.dtype
-        if dtype not in _COMPUTE:
+        dtype = computing_dtype(self.transformer)
+        if dtype not in COMPUTE:
             raise TideError(
                 f"the transformer's weights are {dtype}, which is a storage format only; load it in bfloat16, or store "
                 "it smaller by enable_layerwise_casting"
@@ -526,7 +524,8 @@ def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last
 
 
 def check_text_encoder(pipe: Any) -> None:
-    if pipe.text_encoder is None or pipe.tokenizer is None:
+    # One that has no such parts at all encodes in a way of its own.
+    if any(getattr(pipe, part, pipe) is None for part in ("text_encoder", "tokenizer")):
         raise TideError(
             "the pipeline has no text encoder; load it with text_encoder and tokenizer, or pass embeddings instead of "
             "prompts"

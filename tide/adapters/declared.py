@@ -274,7 +274,9 @@ class DeclaredAdapter(Adapter):
             **self.call_arguments(latents, steps, text),
         }
         given = arguments.pop(self.latents_argument)  # by position, as pipelines of diffusers do
-        prediction = self.transformer(given, return_dict=False, **arguments)[0]
+        plain = {"return_dict": False} if self.takes("return_dict") else {}
+        output = self.transformer(given, **plain, **arguments)
+        prediction = output if isinstance(output, Tensor) else output[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
 
     def _embedded(self, name: str, value: Tensor) -> Tensor:

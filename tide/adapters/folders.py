@@ -12,16 +12,17 @@ from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import LegacyModelMixin
 
 from tide.adapters.installed import import_installed
-from tide.adapters.registry import adapter_class, families, own_class, supported
+from tide.adapters.registry import adapter_class, own_class, specs
 from tide.adapters.standins import replaced
 from tide.adapters.trust import is_known, is_part, place_of
 from tide.adapters.unsupported import why_not
 from tide.errors import TideError
 
 
-def check_served(name: str, index: Mapping[str, Any]) -> None:
+def check_served(name: str, index: Mapping[str, Any], *, unknown: bool = False) -> None:
     """Raises :class:`~tide.errors.TideError` if ``index``, the model_index.json of the pipeline ``name``, says that no
-    adapter serves it: before gigabytes are downloaded or read. What it leaves open shows in the loaded pipeline."""
+    adapter serves it: before gigabytes are downloaded or read. What it leaves open shows in the loaded pipeline. With
+    ``unknown`` it need only have a transformer."""
     pipeline = index.get("_class_name")
     if index and not isinstance(pipeline, str | list):
         raise TideError(f"the model_index.json of {name} does not name its pipeline's class; copy or download it again")
@@ -29,15 +30,18 @@ def check_served(name: str, index: Mapping[str, Any]) -> None:
         return  # it brings its own code, or could not be read: loading says what is wrong
     parts = {part: str(value[-1]) for part, value in index.items() if is_part(part, value)}
     if _own_pipeline(pipeline) is None and not hasattr(diffusers, pipeline):
+        named = "the module that defines it and registers its adapter with --adapter"
         raise TideError(
             f"{name} is a {pipeline}, which diffusers {diffusers.__version__} does not have; update diffusers, or name "
-            "the module that defines it and registers its adapter with --adapter"
+            f"{'the module that defines it with --code' if unknown else named}"
         )
     transformer = getattr(diffusers, parts.get("transformer", ""), None)
+    if "transformer" in parts and unknown:
+        return
     if "transformer" in parts and (transformer is None or issubclass(transformer, LegacyModelMixin)):
         return  # a class of one's own, or one whose config says what it stands for
     if transformer is None or adapter_class(transformer) is None:
-        raise TideError(why_not(pipeline, parts, supported(), sorted(families())))
+        raise TideError(why_not(pipeline, parts, specs()))
 
 
 def _own_pipeline(name: str) -> type[DiffusionPipeline] | None:

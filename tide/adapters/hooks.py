@@ -64,6 +64,15 @@ class Call(Position):
         conditional = self.conditional[rows.to(self.conditional.device)]
         return Call(self.timestep[there], conditioning, conditional=conditional, inputs=inputs, grid=self.grid)
 
+    def beside(self, x: Tensor) -> Call:
+        """The call on the device of ``x``: a transformer may be spread over several."""
+        if all(each is None or each.device == x.device for each in (self.timestep, self.conditioning, self.inputs)):
+            return self
+        conditioning, inputs = (
+            None if each is None else each.to(x.device) for each in (self.conditioning, self.inputs)
+        )
+        return replace(self, timestep=self.timestep.to(x.device), conditioning=conditioning, inputs=inputs)
+
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
 Tap = Callable[[Tensor, Call], Tensor | None]
@@ -285,7 +294,7 @@ class _Passes:
             tokens = self.tokens_in(view, self.tensor, args, kwargs)
         else:
             tokens = view.image_tokens(output, self.tensor)
-        replacement = self.functions[index](tokens, call)
+        replacement = self.functions[index](tokens, call.beside(tokens))
         if replacement is not None:
             if self.tensor in INPUTS:
                 raise TideError(f"{self.tensor} is read and not replaced; replace one of {', '.join(TENSORS)}")
@@ -324,7 +333,7 @@ class _Passes:
         whole = (whole if embedded.part is None else whole[embedded.part]).detach().float()
         if embedded.time is None:  # which may be the same for all rows
             return whole.expand(self.calls[index].batch_size, -1)
-        return whole - self.parts[embedded.time].detach().float()
+        return whole - self.parts[embedded.time].detach().to(whole)
 
     def tokens_in(self, view: TokenView, tensor: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The image tokens that entered a module, whose hidden states are its first argument."""

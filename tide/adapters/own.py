@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tide.adapters.base import Adapter
-from tide.adapters.registry import Registered, registered
+from tide.adapters.registry import Registered, own_code, registered
 from tide.errors import TideError
 from tide.messages import one_line
 
@@ -29,12 +29,7 @@ def import_adapters(name: str | Path) -> None:
     if key in _IMPORTED:
         return
     before, known = registered(), _is_running(key)
-    try:
-        _from_file(Path(key)) if key.endswith(".py") else importlib.import_module(key)
-    except TideError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise TideError(_failed(str(name), key, error)) from error
+    _run(name, key)
     now = registered()
     if now == before and not known:
         raise TideError(
@@ -42,6 +37,21 @@ def import_adapters(name: str | Path) -> None:
             "@tide.adapters.register(<class of the transformer>), or call tide.adapters.allow_pipeline"
         )
     _IMPORTED[key] = Registered(now.adapters - before.adapters, now.pipelines - before.pipelines)
+
+
+def import_code(name: str | Path) -> None:
+    """Runs the module ``name``, or the file if it ends in ``.py``, which defines classes of a pipeline: from then on
+    folders are loaded that name them. It need not register anything."""
+    own_code(_run(name, _key(name)).__name__)
+
+
+def _run(name: str | Path, key: str) -> ModuleType:
+    try:
+        return _from_file(Path(key)) if key.endswith(".py") else importlib.import_module(key)
+    except TideError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TideError(_failed(str(name), key, error)) from error
 
 
 def check_serves(name: str | Path, adapter: Adapter) -> None:
@@ -71,9 +81,10 @@ def _of_file(file: Path) -> ModuleType | None:
     return module if there is not None and Path(there).resolve() == file else None
 
 
-def _from_file(file: Path) -> None:
-    if _of_file(file) is not None:
-        return
+def _from_file(file: Path) -> ModuleType:
+    running = _of_file(file)
+    if running is not None:
+        return running
     if not file.is_file():
         raise TideError(f"the adapter {file} does not exist; give a Python file or the name of a module")
     if str(file.parent) not in sys.path:
@@ -89,6 +100,7 @@ def _from_file(file: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
 
 
 def _failed(name: str, key: str, error: BaseException) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from tide.adapters import pipelines
@@ -22,6 +23,8 @@ _ADAPTERS: dict[type | str, type[Adapter]] = {}
 _OF_KNOWN_PIPELINES: set[type[Adapter]] = set()
 #: TIDE's adapters by the pipeline classes that their specs name.
 _OF_PIPELINE: dict[str, type[DeclaredAdapter]] = {}
+#: Modules that define classes of pipelines and register nothing.
+_CODE: set[str] = set()
 #: The packages whose classes are nobody's own.
 _LIBRARIES = ("diffusers", "tide", "transformers")
 
@@ -139,7 +142,7 @@ def adapter_for(pipe: Any, component: str = "transformer") -> Adapter:
         raise TideError(f"the pipeline has no {component}; its parts are {', '.join(sorted(_parts(pipe)))}")
     adapter = _of_pipeline(adapter_class(type(transformer)), type(pipe))
     if adapter is None:
-        raise TideError(why_not(type(pipe).__name__, _parts(pipe), supported(), sorted(families())))
+        raise TideError(why_not(type(pipe).__name__, _parts(pipe), specs(), transformer))
     if adapter in _OF_KNOWN_PIPELINES:
         check_pipeline(pipe, type(transformer))
     return adapter(pipe) if component == "transformer" else adapter(pipe, component)
@@ -175,11 +178,6 @@ def _registered(transformer: type) -> type[Adapter] | None:
     return None
 
 
-def supported() -> list[str]:
-    """The names of the transformer classes that have adapters."""
-    return sorted({_name(transformer) for transformer in _ADAPTERS})
-
-
 def families() -> set[str]:
     """The names of the families that have adapters, TIDE's and those of the modules that were imported."""
     return {adapter.family for adapter in (*_ADAPTERS.values(), *_OF_PIPELINE.values())}
@@ -201,11 +199,28 @@ def registered() -> Registered:
     return Registered(frozenset(_ADAPTERS.items()), frozenset(pipelines._ALLOWED))
 
 
+@contextmanager
+def provisional() -> Iterator[None]:
+    """What is registered while it is open is not afterwards."""
+    before = dict(_ADAPTERS)
+    try:
+        yield
+    finally:
+        _ADAPTERS.clear()
+        _ADAPTERS.update(before)
+
+
+def own_code(module: str) -> None:
+    """The classes of this module, which runs already, are found by :func:`own_class`."""
+    _CODE.add(module)
+
+
 def own_class(name: str, base: type = object) -> Any:
     """The class of this name, a subclass of ``base`` that can be loaded, in the modules whose classes were registered
-    by somebody else than TIDE; None if there is none. Such modules run already, because they were asked for."""
+    by somebody else than TIDE, or in those of :func:`own_code`; None if there is none. Such modules run already,
+    because they were asked for."""
     known: set[Any] = {*_ADAPTERS, *_ADAPTERS.values(), *pipelines._ALLOWED}
-    modules = {cls.__module__ for cls in known if isinstance(cls, type)}
+    modules = {cls.__module__ for cls in known if isinstance(cls, type)} | _CODE
     for module in sorted(modules):
         if module.partition(".")[0] not in _LIBRARIES:
             found = getattr(sys.modules.get(module), name, None)

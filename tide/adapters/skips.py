@@ -26,7 +26,8 @@ HARMLESS = ("group_offloading", "layerwise_casting", "smoothed_energy_guidance_u
 
 def check_nothing_skips(transformer: nn.Module) -> None:
     """Raises :class:`~tide.errors.TideError` if hooks of diffusers that skip or replace outputs are installed anywhere
-    in the transformer, by whatever means."""
+    in the transformer, by whatever means, or if processes share its blocks."""
+    _check_not_shared(transformer)
     found = {
         name: what
         for module in transformer.modules()
@@ -38,6 +39,17 @@ def check_nothing_skips(transformer: nn.Module) -> None:
         raise TideError(
             f"the transformer runs with {which}, so a block does not compute its own output in every call; "
             f"call {_remedy(transformer, list(found))} first"
+        )
+
+
+def _check_not_shared(transformer: Any) -> None:
+    """diffusers tells by this attribute, and has no way back: what it changed in the layers stays."""
+    config = getattr(transformer, "_parallel_config", None)
+    if config is not None:
+        kind = "tensor" if getattr(config, "context_parallel_config", None) is None else "context"
+        raise TideError(
+            f"the transformer runs with {kind} parallelism, so this process has a part of each block; load it without "
+            "parallel_config and enable_parallelism, and start a process with a whole one on each GPU"
         )
 
 

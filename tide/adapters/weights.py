@@ -1,4 +1,4 @@
-"""Access to a transformer's weights inside wrappers, offloaded, or changed by adapters (LoRA)."""
+"""Access to a transformer's weights inside wrappers, offloaded, quantised, or changed by adapters (LoRA)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tide.adapters.quantised import dequantised, is_plain, measured
 from tide.errors import TideError
 
+#: The dtypes that pipelines compute in.
+COMPUTE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: The name of diffusers' hook for a group that it offloads.
 _GROUP_HOOK = "group_offloading"
 
@@ -93,15 +96,36 @@ def _tensors_of_group(group: Any) -> list[Tensor]:
 
 @contextmanager
 def _onloaded(group: Any) -> Iterator[None]:
-    before = [(tensor, tensor.data) for tensor in _tensors_of_group(group)]
+    tensors = _tensors_of_group(group)
+    if any(hasattr(tensor, "__tensor_flatten__") for tensor in tensors):  # torchao's: of several tensors each
+        with _onloaded_by_itself(group, tensors):
+            yield
+        return
+    before = [(tensor, tensor.data) for tensor in tensors]
     try:
-        group.onload_()
-        if group.stream is not None:
-            group.stream.synchronize()
+        _onload(group)
         yield
     finally:
         for tensor, data in before:
             tensor.data = data
+
+
+@contextmanager
+def _onloaded_by_itself(group: Any, tensors: list[Tensor]) -> Iterator[None]:
+    if all(tensor.device == group.onload_device for tensor in tensors):  # a block is running
+        yield
+        return
+    try:
+        _onload(group)
+        yield
+    finally:
+        group.offload_()
+
+
+def _onload(group: Any) -> None:
+    group.onload_()
+    if group.stream is not None:
+        group.stream.synchronize()
 
 
 def _away(hooked: list[nn.Module], wanted: tuple[nn.Module, ...]) -> list[tuple[nn.Module, Any]]:
@@ -123,26 +147,51 @@ def _accelerate_hooks(module: nn.Module) -> list[Any]:
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 
 
-def linear_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
+def computing_dtype(model: Any) -> torch.dtype:
+    """The dtype that a model computes in, as far as it says; else one in which it stores weights."""
+    dtype: torch.dtype = getattr(model, "dtype", torch.float32)
+    if dtype in COMPUTE:
+        return dtype
+    # Eight bits of a quantised layer, which are the first to be found.
+    told = (getattr(module, "compute_dtype", None) for module in model.modules())
+    return next((each for each in told if each in COMPUTE), dtype)
+
+
+def linear_of(module: Any, name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Weight ``[out, in]`` and bias ``[out]`` of what ``module`` computes, float32, its active adapters merged in.
 
-    Call it while the weights are :func:`present`. Raises :class:`~tide.errors.TideError`, which calls the module
-    ``name``, if the weights cannot be read (quantised, sharded, not loaded) or are not finite.
+    Quantised weights are dequantised; where their quantiser is not known, or adapters are on top of them, the layer is
+    run in ``dtype`` to see what it computes. Call it while the weights are :func:`present`. Raises
+    :class:`~tide.errors.TideError`, which calls the module ``name``, if the weights cannot be read (sharded, not
+    loaded) or are not finite.
     """
-    linear = _merged(_chosen(module), name)
-    weight, bias = _weight_of(linear, name), getattr(linear, "bias", None)
+    linear = _chosen(module)
+    base = linear.get_base_layer() if hasattr(linear, "base_layer") else linear
+    if is_plain(base):
+        linear = _merged(linear, name)
+        weight = readable(linear.weight, name)
+    else:
+        _check_present(getattr(base, "weight", None), name)
+        found = dequantised(linear) if linear is base else None
+        if found is None:
+            weight, bias = measured(linear, name, dtype)
+            return readable(weight, name), readable(bias, name)
+        weight = readable(found, name)
     if weight.ndim != 2:
         raise TideError(
             f"{name} has a weight of shape {list(weight.shape)}; load its whole weights, not a shard of them"
         )
-    return weight, weight.new_zeros(len(weight)) if bias is None else readable(bias, name)
+    return weight, weight.new_zeros(len(weight)) if linear.bias is None else readable(linear.bias, name)
 
 
-def _weight_of(linear: Any, name: str) -> Tensor:
-    weight = getattr(linear, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise TideError(f"{name} is a {type(linear).__name__}, whose weights cannot be read; load the plain model")
-    return readable(weight, name)
+def _check_present(tensor: Any, name: str) -> None:
+    if isinstance(tensor, Tensor) and tensor.is_meta:
+        raise TideError(f"the weights of {name} are not loaded (they are on the meta device); load them first")
+    if any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__):
+        raise TideError(
+            f"the weights of {name} are split among processes (DTensor); load the transformer whole, without tensor "
+            "parallelism and fully_shard"
+        )
 
 
 def _chosen(module: Any) -> Any:
@@ -158,7 +207,7 @@ def _merged(module: Any, name: str) -> Any:
     """A linear layer with peft's active adapters merged into its weights: a copy, unless it is a plain layer."""
     if not hasattr(module, "base_layer"):
         return module
-    _weight_of(module.get_base_layer(), name)
+    readable(module.get_base_layer().weight, name)
     own = _copied(module)
     try:
         if module.disable_adapters and module.merged:
@@ -183,11 +232,10 @@ def _copied(module: nn.Module) -> Any:
 
 def readable(tensor: Tensor, name: str) -> Tensor:
     """``tensor`` as float32; raises :class:`~tide.errors.TideError` if its values are missing or not finite."""
-    if tensor.is_meta:
-        raise TideError(f"the weights of {name} are not loaded (they are on the meta device); load them first")
+    _check_present(tensor, name)
     if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
         kind = type(tensor).__name__ if type(tensor) not in (Tensor, nn.Parameter) else tensor.dtype
-        raise TideError(f"the weights of {name} are quantised or sharded ({kind}); load the transformer without that")
+        raise TideError(f"the weights of {name} are quantised ({kind}); load the transformer without that")
     values = tensor.detach().float()
     if not values.isfinite().all():
         raise TideError(f"the weights of {name} are not finite; load the model again, or in another precision")

@@ -80,7 +80,11 @@ def _of_run(run: Run, limit: int | None, notes: bool) -> list[Files]:
         Files(f"{base}/images/{{}}.json", images, lambda i: _json(wire.image(index, i))),
         Files(f"{base}/images/{{}}.bin", images, lambda i: wire.places(index, i)),
         Files(f"{base}/pictures/{{}}.jpg", images, index.picture),
-        Files(f"{base}/sheets/{{}}.jpg", ceil(images / SHEET_SIDE**2), lambda i: index.sheet(i).read_bytes()),
+        Files(
+            f"{base}/sheets/{{}}.jpg",
+            ceil(images * index.n_shown / SHEET_SIDE**2),
+            lambda i: index.sheet(i).read_bytes(),
+        ),
     ]
 
 

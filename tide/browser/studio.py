@@ -17,6 +17,7 @@ from tide.adapters.sizes import image_size
 from tide.browser.runs import Run
 from tide.browser.steering import FOREIGN
 from tide.browser.worker import Teller
+from tide.clip import fewer_frames, frames_of, is_clip, write_animated
 from tide.editing import Change, Recipe, draw_recipe
 from tide.editing.met import Met
 from tide.editing.previews import LatentColours
@@ -93,7 +94,7 @@ class Studio:
             unedited = replace(recipe, changes=())
             before = draw_recipe(adapter, model, unedited, before=False, on_step=previews("before"))[1]
             self._keep(_drawing(run, recipe), before)
-        teller.tell("image", which="before", png=_png(before))
+        teller.tell("image", which="before", **_final(before))
         for i, strength in enumerate(strengths):
             after, remarks = before, list[str]()
             if strength != 0 and recipe.changes:
@@ -102,7 +103,7 @@ class Studio:
                     adapter, model, edited, before=False, on_step=previews("after", i), on_met=_telling(remarks)
                 )[1]
             remark = " ".join(remarks) or None
-            teller.tell("image", which="after", number=i, strength=strength, png=_png(after), remark=remark)
+            teller.tell("image", which="after", number=i, strength=strength, remark=remark, **_final(after))
 
     def _keep(self, key: Any, image: Image) -> None:
         self._plain[key] = image
@@ -115,8 +116,9 @@ class Studio:
         def of(which: str, number: int = 0) -> Callable[[int, int, torch.Tensor], None]:
             def tell(step: int, n_steps: int, clean: torch.Tensor) -> None:
                 if step + 1 < n_steps:  # the last is the image itself
-                    picture = _jpeg(colours.image(clean))
-                    teller.tell("step", which=which, number=number, step=step + 1, of=n_steps, jpeg=picture)
+                    preview = fewer_frames(colours.image(clean))
+                    said = {"jpeg": _jpeg(preview), **_frames(preview)}
+                    teller.tell("step", which=which, number=number, step=step + 1, of=n_steps, **said)
                 teller.check()
 
             return tell
@@ -157,14 +159,29 @@ def _drawing(run: Run, recipe: Recipe) -> Any:
 def _examples(run: Run, adapter: Adapter) -> torch.Tensor:
     """Pictures that the map to colours is fitted on, ``[B, 3, H, W]`` in [-1, 1]."""
     import numpy as np
-    from PIL import Image as Pictures
 
-    index, (height, width) = run.index, image_size(adapter, None)
+    from tide.index.sheets import parted
+
+    index, (height, width) = run.index, image_size(adapter, None)[-2:]
     pictures = []
     for number in range(0, index.n_images, max(1, index.n_images // 16))[:16]:
-        picture = Pictures.open(io.BytesIO(index.picture(number))).convert("RGB").resize((width, height))
+        picture = parted(index.picture(number), index.n_shown)[0].resize((width, height))
         pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1)
     return torch.stack(pictures)
+
+
+def _final(image: Image) -> dict[str, Any]:
+    """An image for the page; of a clip some of its frames side by side, and all of them as a file that moves."""
+    if not is_clip(image):
+        return {"png": _png(image)}
+    buffer = io.BytesIO()
+    write_animated(buffer, frames_of(image))
+    few = fewer_frames(image)
+    return {"png": _png(few), "webp": base64.b64encode(buffer.getvalue()).decode(), **_frames(few)}
+
+
+def _frames(picture: Image) -> dict[str, int]:
+    return {"frames": len(frames_of(picture))} if is_clip(picture) else {}
 
 
 def _png(image: Image) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from tide.browser.runs import Run
 from tide.browser.studio import Studio
 from tide.browser.worker import Teller
 from tide.index import build_index, sizes_in_words
-from tide.interpretation.gathered import MAP_SIDE
+from tide.interpretation.gathered import map_size
 
 #: Steps of the sampling run at whose timesteps an index is read.
 TIMESTEPS = 10
@@ -59,9 +60,9 @@ class StudioTasks:
         if source is None:
             return f"what images {run.name} is to be read on is not known; give --data"
         model, _ = self.studio.model(run)
-        rows, columns = (min(MAP_SIDE, side) for side in image_grid(adapter, source.size))
+        cells = prod(map_size(image_grid(adapter, source.size)))
         l0 = float(model.config.k or 64)
-        sizes = model.n_latents, source.n_images, TIMESTEPS, rows * columns, l0
+        sizes = model.n_latents, source.n_images, TIMESTEPS, cells, l0
         teller.pause(message=sizes_in_words(*sizes, size=source.size))
 
         def progress(stage: str, done: int, total: int) -> None:

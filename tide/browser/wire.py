@@ -43,6 +43,7 @@ def facts(index: Index) -> dict[str, Any]:
         "concepts": index.concepts(),
         "heat": HEAT.tolist(),
         "veil": {"grey": VEIL, "kept": KEPT, "power": POWER},
+        **({"frames": said["frames"]} if "frames" in said else {}),
     }
 
 
@@ -102,11 +103,21 @@ def latent(index: Index, number: int) -> dict[str, Any]:
         "frequencies": index.rows("frequency")[number].tolist(),
         "means": index.rows("mean")[number].tolist(),
         "meanMap": _text(index.rows("mean_map")[number]),
+        **(_along_frames(index, number) if "frames" in index.facts else {}),
         "top": top,
         "drawn": drawn,
         **neighbours,
     }
     return finite(found)
+
+
+def _along_frames(index: Index, number: int) -> dict[str, Any]:
+    """Of clips: what a latent does in each frame of tokens, and how far its place moves."""
+    return {
+        "frameFrequencies": index.rows("frame_frequency")[number].tolist(),
+        "frameMeans": index.rows("frame_mean")[number].tolist(),
+        "motion": float(index.rows("motion")[number]),
+    }
 
 
 def _shown(index: Index, number: int, kind: str) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ COMMANDS = {
     "convert": "turn an SAE of another library into a checkpoint, or a checkpoint into one of theirs",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",
+    "adapters": "list model families, say what is hooked in a pipeline, and propose an adapter for an unknown one",
     "doctor": "show versions, devices, kernel backends and bundled data",
 }
 #: Letters of a line on stderr: a path may be long, and a mistyped argument can be very long.
@@ -89,8 +90,8 @@ def overview() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM, 141 if
-    stdout was closed.
+    """Runs a command. Returns 0, 1 if it checked something that does not hold, 2 after bad input (one line on stderr),
+    130 after Ctrl-C, 143 after SIGTERM, 141 if stdout was closed.
 
     With ``TIDE_TRACEBACK=1`` in the environment errors are raised instead.
     """
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 refuse_other_launchers()
             elif asked.name not in ("doctor", "collect"):  # processes that collect divide the images among them
                 refuse_ranks()
-            asked.run()
+            code = asked.run()
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         kept = left_behind.get() or str(stop) or (Command if asked is None else asked).interrupted
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"tide: error: {_own_rank()}{reason}", sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _own_rank() -> str:

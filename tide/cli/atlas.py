@@ -79,7 +79,7 @@ class Atlas(Command):
         from tide.runs import write_run
 
         out = Path(self.out)
-        adapter = common.adapter_of(self.model, pipeline)
+        adapter = common.adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
         model = common.sae_of(self.autoencoder, adapter, pipeline)
         n = self.timesteps or (4 if self.fast else 10)
         images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")

@@ -66,7 +66,7 @@ class Bank(Command):
         if self.source.data is None and pipeline != BUNDLED:
             raise TideError("what to record concepts in is not clear; give --data")
         with common.output_folder(Path(self.out)):
-            adapter = common.adapter_of(self.model, pipeline)
+            adapter = common.adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
             model = common.sae_of(self.autoencoder, adapter, pipeline)
             recorded, data = (self._in_scenes if self.source.data is None else self._in_captions)(adapter, model)
             rows = {name: _row(recorded, name) for name in self.concepts}

@@ -23,7 +23,7 @@ _HELP = "folders of checkpoints, of several of them, or of an atlas; `tide demo`
 #: Images that an index is made on unless told otherwise.
 IMAGES = 512
 _SERVING = (
-    "pipeline adapter device dtype offload trust_remote_code data images batch_size index host port no_open "
+    "pipeline adapter component device dtype offload trust_remote_code data images batch_size index host port no_open "
     "no_steering backend seed"
 )
 
@@ -137,7 +137,8 @@ class Opened:
             import_adapters(self.model.adapter)
         if run.checkpoint is not None:
             common.check_family(run.checkpoint)
-        found = common.adapter_of(self.model, self.pipelines.get(run.id))
+        trained = None if run.checkpoint is None else str(run.checkpoint)
+        found = common.adapter_of(self.model, self.pipelines.get(run.id), sae=trained)
         found.pipe.set_progress_bar_config(disable=True)
         return found
 

@@ -26,7 +26,8 @@ class Command:
     def name(self) -> str:
         return type(self).__name__.lower()
 
-    def run(self) -> None:
+    def run(self) -> int | None:
+        """The exit code; None counts as 0."""
         raise NotImplementedError
 
     def made_by(self, *, seed: int | None = None) -> dict[str, Any]:

@@ -29,9 +29,12 @@ from tide.sae.config import input_of
 from tide.sae.sets import check_single, one_of
 
 
-def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool = False) -> Adapter:
+def adapter_of(
+    model: Model, pipeline: str | None = None, *, denoiser_only: bool = False, sae: str | None = None
+) -> Adapter:
     """The pipeline that the options name, or ``pipeline`` where they name none; ``denoiser_only`` leaves text encoders
-    and VAE out."""
+    and VAE out. Of several transformers the one that the options name, or that the checkpoint ``sae`` was trained
+    on."""
     name = model.pipeline or pipeline
     if name is None:
         raise TideError("no pipeline is named; give --pipeline")
@@ -43,6 +46,7 @@ def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool
         trust_remote_code=model.trust_remote_code,
         denoiser_only=denoiser_only,
         adapter=model.adapter,
+        component=model.component or (load_config(one_of(sae)).component if sae else "transformer"),
     )
 
 

@@ -79,7 +79,7 @@ class Concepts(Command):
         from tide.files.per_block import block_folders
         from tide.fingerprint import pipeline_fingerprints
 
-        adapter = common.adapter_of(self.model, pipeline)
+        adapter = common.adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
         models = common.saes_of(self.autoencoder, adapter, pipeline)
         find = self._in_scenes if self.source.data is None else self._in_captions
         found, data = find(adapter, models)
@@ -110,14 +110,17 @@ class Concepts(Command):
     def _write(self, out: Path, found: dict[str, Any], pictures: dict[str, Image.Image], holds: Contents) -> None:
         """Writes all pictures and concepts.json or none of them, then run.json."""
         from tide.cli.common import writing
+        from tide.clip import is_clip
         from tide.files import json_writer, new_folders, replace_files
-        from tide.pictures import image_writer
+        from tide.pictures import picture_writer
         from tide.runs import write_run
 
-        drawn = {f"{concept}.png": picture for concept, picture in pictures.items()}
+        drawn = {
+            f"{concept}{'.webp' if is_clip(picture) else '.png'}": picture for concept, picture in pictures.items()
+        }
         files: dict[str, FileKind] = {"concepts.json": "figures", **{name: "picture" for name in drawn}, **holds.files}
         with new_folders(out), writing(out):
-            written = {out / name: image_writer(picture) for name, picture in drawn.items()}
+            written = {out / name: picture_writer(picture) for name, picture in drawn.items()}
             replace_files({**written, out / "concepts.json": json_writer(found)})
             write_run(out, replace(holds, files=files), self.made_by())
 

@@ -54,7 +54,7 @@ class Edit(EditOptions):
         pipeline = pipeline_of(self.model, self.autoencoder)
         kept = [] if self.save_target is None else [Path(self.save_target).parent]
         with output_folder(Path(self.out), *kept):
-            adapter = adapter_of(self.model, pipeline)
+            adapter = adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
             if recipe is None:
                 adapter.check_steps(self.steps_drawn)
             model = sae_of(self.autoencoder, adapter, pipeline)

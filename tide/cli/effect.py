@@ -52,7 +52,7 @@ class Effect(Drawing):
 
         texts, pipeline = self.texts, pipeline_of(self.model, self.autoencoder)
         with output_folder(Path(self.out)):
-            adapter = adapter_of(self.model, pipeline)
+            adapter = adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
             adapter.check_steps(self.steps_drawn)
             model = sae_of(self.autoencoder, adapter, pipeline)
             asked = steps_of_run(adapter, self.prompt, **self.sampling)

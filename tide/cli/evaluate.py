@@ -61,7 +61,7 @@ class Evaluate(Command):
         from tide.evaluation import evaluate, evaluate_blocks
         from tide.fingerprint import pipeline_fingerprints
 
-        adapter = common.adapter_of(self.model, pipeline)
+        adapter = common.adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
         models = common.saes_of(self.autoencoder, adapter, pipeline)
         images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
         options: dict[str, Any] = {

@@ -50,11 +50,11 @@ class Guard(Command):
             lambda asked: f"by {asked.action}",
             {
                 f"by {MAKE}": "concept put sae out images_per_concept timesteps batch_size seed backend data images "
-                "size skip_unreadable split image_column caption_column pipeline adapter device dtype offload "
-                "trust_remote_code",
+                "size skip_unreadable split image_column caption_column pipeline adapter component device dtype "
+                "offload trust_remote_code",
                 f"by {SHOW}": "",
-                f"by {DRAW}": "prompt out n_steps guidance seed size pipeline adapter device dtype offload "
-                "trust_remote_code",
+                f"by {DRAW}": "prompt out n_steps guidance seed size pipeline adapter component device dtype "
+                "offload trust_remote_code",
             },
         ),
         with_option("data", uses="images_per_concept timesteps batch_size"),
@@ -136,7 +136,7 @@ class Guard(Command):
         if self.source.data is None and pipeline != BUNDLED:
             raise TideError("what to make the guard from is not clear; give --data")
         with common.output_folder(Path(str(self.out))):
-            adapter = common.adapter_of(self.model, pipeline)
+            adapter = common.adapter_of(self.model, pipeline, sae=autoencoder.sae)
             self._write(adapter, pipeline, autoencoder)
 
     def _write(self, adapter: Adapter, pipeline: str, autoencoder: Any) -> None:

@@ -34,6 +34,9 @@ class Model:
     """a diffusers id or folder, or 'scenes' for the bundled one (default: that of the checkpoint or store)"""
     adapter: Annotated[str | None, read_by(str, "MODULE"), option()] = None
     """module or Python file that registers an adapter of your own for the pipeline; it is run"""
+    component: MaybeText = None
+    """name of the transformer in a pipeline of several, such as transformer_2 (default: that of the checkpoint, or
+    transformer)"""
     device: MaybeText = None
     """device: cpu, cuda, cuda:1, mps, xpu ... (default: the CUDA GPU if there is one, else the CPU)"""
     dtype: MaybeDtype = None

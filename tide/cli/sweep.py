@@ -67,7 +67,7 @@ class Sweep(Command):
         from tide.evaluation import sweep
         from tide.fingerprint import pipeline_fingerprints
 
-        adapter = common.adapter_of(self.model, pipeline)
+        adapter = common.adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
         models = common.saes_of(self.autoencoder, adapter, pipeline)
         source, fit_source = self._sources(data, adapter)
         options: dict[str, Any] = {

@@ -61,8 +61,8 @@ class Train(Command):
         Aspect(
             _modulation,
             {
-                "of a live stream": "pipeline trust_remote_code adapter",
-                "by a TIDE of a --store": "pipeline trust_remote_code adapter",
+                "of a live stream": "pipeline trust_remote_code adapter component",
+                "by a TIDE of a --store": "pipeline trust_remote_code adapter component",
                 "by a plain SAE of a --store": "",
             },
         ),

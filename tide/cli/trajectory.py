@@ -32,7 +32,7 @@ class Trajectory(Drawing):
         check_length(self.steps_drawn)
         texts, pipeline = self.texts, pipeline_of(self.model, self.autoencoder)
         with output_folder(Path(self.out)):
-            adapter = adapter_of(self.model, pipeline)
+            adapter = adapter_of(self.model, pipeline, sae=self.autoencoder.sae)
             adapter.check_steps(self.steps_drawn)
             model = sae_of(self.autoencoder, adapter, pipeline)
             found = follow(adapter, model, self.prompt, texts.get("towards"), **self.sampling)

@@ -54,7 +54,7 @@ def edit(
     branch: Branch = "conditional",
     renormalise: bool = False,
     warns: bool = True,
-    component: str = "transformer",
+    component: str | None = None,
 ) -> Iterator[Met]:
     """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` gives what the edit has
     :class:`~tide.editing.met.Met` so far.
@@ -74,7 +74,8 @@ def edit(
         branch: the rows of classifier-free guidance to edit. A run without guidance has only conditional rows.
         renormalise: keep each token's latent norm (eqs 9, 19).
         warns: False for a caller that passes on :attr:`Met.remark`.
-        component: the pipeline's transformer, where several take over from each other (Wan 2.2).
+        component: the pipeline's transformer, where several take over from each other (Wan 2.2); by default the one
+            that the SAE was trained on.
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
     the transformer at once, and may end in any order. A compiled transformer runs eagerly meanwhile. Warns
@@ -86,7 +87,7 @@ def edit(
     is known, for a mask or a map of another size; for caches that skip blocks; and for a call whose rows cannot be
     assigned to prompts.
     """
-    adapter = adapter_for(pipe, component)
+    adapter = adapter_for(pipe, component or ("transformer" if sae is None else sae.config.component))
     part = step_range(steps)
     _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)

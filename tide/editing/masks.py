@@ -47,6 +47,11 @@ def frame_shares(frames: int, tokens: int) -> Tensor:
     return torch.block_diag(torch.ones(1, 1), shares) if alone else shares
 
 
+def token_frames(frames: int, tokens: int) -> list[int]:
+    """For each frame of a clip the frame of tokens that stands for it (:func:`frame_shares`)."""
+    return frame_shares(frames, tokens).argmax(0).tolist()
+
+
 def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, ...] | None = None) -> Tensor:
     """Where the picture ``path`` is bright, as the ``tokens`` of :func:`tide.editing.edit`.
 

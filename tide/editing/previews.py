@@ -17,6 +17,7 @@ from tide.adapters import Adapter
 from tide.adapters.schedule import step_arguments
 from tide.adapters.sizes import image_size, latent_size
 from tide.adapters.standins import listened
+from tide.clip import filmstrip
 from tide.editing.progress import run_call
 from tide.errors import TideError
 from tide.pictures import to_image
@@ -111,13 +112,17 @@ class LatentColours:
             raise TideError(f"images are {list(images.shape)}; give some as [B, 3, H, W] in [-1, 1]")
         # One at a time: on a large pipeline a batch may take more memory than a drawing does.
         latents = torch.cat([adapter.encode_images(image[None]) for image in images])
+        latents = latents[:, :, 0] if latents.ndim == 5 else latents  # of a pipeline of videos, to which each is a clip
         colours = F.adaptive_avg_pool2d(images.float().cpu(), (latents.shape[-2], latents.shape[-1]))
         wanted = colours.permute(0, 2, 3, 1).flatten(0, 2)
         return cls(torch.linalg.lstsq(_rows(latents).double(), wanted.double()).solution.float())
 
     def image(self, latents: Tensor) -> Image:
-        """A picture of ``latents [1, c, h, w]``, w pixels wide and h high."""
+        """A picture of ``latents [1, c, h, w]``, w pixels wide and h high; of ``[1, c, f, h, w]`` a
+        :func:`~tide.clip.filmstrip` of their frames."""
         channels = (len(self.weights) - 1) // AROUND
+        if latents.ndim == 5:
+            return filmstrip([self.image(frame) for frame in latents.unbind(2)])
         if latents.ndim != 4 or latents.shape[:2] != (1, channels):
             raise TideError(f"latents are {list(latents.shape)}; give those of one image, [1, {channels}, h, w]")
         kernel = self.weights[:-1].T.reshape(3, channels, 3, 3)

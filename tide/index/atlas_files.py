@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.index.reading import Index
+from tide.index.sheets import parted
 from tide.interpretation.atlas import Atlas
 from tide.interpretation.atlas_page import thumbnail
 from tide.interpretation.atlas_reading import about_reading, most_labelled, write_files
@@ -21,12 +20,12 @@ _SCORES = " Monosemanticity is how alike the captions are of the images on which
 
 
 def thumbnails(index: Index) -> list[np.ndarray]:
-    """A thumbnail of each image, uint8 ``[h, w, 3]``, in order: what
+    """A thumbnail of each image, uint8 ``[h, w, 3]`` (of clips ``[frames, h, w, 3]``), in order: what
     :func:`~tide.interpretation.atlas_page.write_atlas` draws."""
-    return [
-        thumbnail(np.asarray(Image.open(io.BytesIO(index.picture(image))).convert("RGB")))
-        for image in range(index.n_images)
-    ]
+    pictures = (parted(index.picture(image), index.n_shown) for image in range(index.n_images))
+    if "frames" not in index.facts:
+        return [thumbnail(np.asarray(picture)) for (picture,) in pictures]
+    return [thumbnail(np.stack([np.asarray(frame) for frame in frames])) for frames in pictures]
 
 
 def write_atlas_files(

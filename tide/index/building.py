@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
 from torch import Tensor
@@ -27,7 +28,7 @@ from tide.index.reading import Index
 from tide.interpretation.atlas import shortened
 from tide.interpretation.atlas_reading import most_labelled
 from tide.interpretation.reading import noised_activations
-from tide.pictures import to_uint8
+from tide.pictures import shown, to_uint8
 from tide.sae.model import TIDE
 
 #: Seconds of reading after which the state is saved, and how many times as long as saving it took, at least.
@@ -96,7 +97,7 @@ def _gathered(
         "timesteps": timesteps.tolist(),
         "seed": seed,
     }
-    tokens = grid[0] * grid[1]
+    tokens = prod(grid)
     masked = isinstance(source.batches, Masked)
     labelled = min(source.n_images, most_labelled(model.n_latents, tokens)) * tokens if masked else 0
     return IndexGathered(model, timesteps, grid, folder, asked, labelled, source.samples_before)
@@ -112,7 +113,7 @@ def _read(
         (encoded,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
         noise = sample_noise(encoded.latents.shape, seed, gathered.n_images)
         x, conditioning = noised_activations(adapter, gathered.model, encoded, noise, timesteps)
-        gathered.add_images(x, conditioning, [to_uint8(each) for each in images], list(map(shortened, captions)))
+        gathered.add_images(x, conditioning, [shown(to_uint8(each)) for each in images], list(map(shortened, captions)))
         try:
             on_progress("images", gathered.n_images, source.n_images)
         except BaseException:  # an interruption between two batches loses nothing

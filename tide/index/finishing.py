@@ -25,7 +25,8 @@ from tide.index.layout import BY_LATENT, FACTS, FIRING, FORMAT, NEIGHBOURS, PICT
 from tide.index.neighbours import nearest
 from tide.index.sheets import write_sheets
 from tide.index.tables import write_tables
-from tide.interpretation.atlas import Label, label_latents
+from tide.interpretation.atlas import Atlas, Label, label_latents
+from tide.interpretation.atlas_page import about_frames
 from tide.interpretation.gathered import as_bytes
 from tide.interpretation.word_labels import label_words, vocabulary
 
@@ -49,7 +50,7 @@ def finish(
     Args:
         adapter, source, seed: as of :func:`~tide.index.building.build_index`.
         gathered: of all images, its files closed.
-        grid: rows and columns of an image's tokens.
+        grid: rows and columns of an image's tokens; of a clip its frames of tokens before them.
         on_progress: as of :func:`~tide.index.building.build_index`.
     """
     folder, model, n = gathered.folder, gathered.model, gathered.model.n_latents
@@ -75,8 +76,10 @@ def finish(
         pictures.seek(start)
         return pictures.read(end - start)
 
-    tile = write_sheets(folder / SHEETS, gathered.n_images, picture)
-    height, width = _size_of(picture(0))
+    frames = about_frames(source.size[0], grid[0], gathered.map_size[0]) if len(grid) == 3 else None
+    n_shown = 1 if frames is None else len(frames["shown"])
+    tile = write_sheets(folder / SHEETS, gathered.n_images, picture, n_shown)
+    height, width = _size_of(picture(0), n_shown)
     pictures.close()
     scores = gathered.scores.scores() if gathered.n_images > 1 else torch.full((n,), torch.nan)
     activity, step = atlas.activity.tolist(), atlas.frequency.argmax(0).tolist()
@@ -114,13 +117,15 @@ def finish(
         "tile": list(tile),
         "seed": seed,
     }
+    if frames is not None:
+        facts["frames"] = frames
     write_json(folder / FACTS, facts)
     on_progress("tables", 1, 1)
 
 
-def _size_of(jpeg: bytes) -> tuple[int, int]:
+def _size_of(jpeg: bytes, n_frames: int) -> tuple[int, int]:
     width, height = Image.open(io.BytesIO(jpeg)).size
-    return height, width
+    return height, width // n_frames
 
 
 def _number(value: float) -> float | None:
@@ -193,9 +198,16 @@ def _write_tensors(gathered: IndexGathered, neighbours: Mapping[str, Tensor]) ->
         # Rows of length 1, whose cosines are the same: half precision holds them, whatever the latents' scale.
         "sketch": torch.nn.functional.normalize(gathered.sketch, dim=1).half(),
         **_drawn(gathered, size),
+        **_along_frames(atlas),
         **neighbours,
     }
     replace_file(gathered.folder / BY_LATENT, tensors_writer(by_latent))
+
+
+def _along_frames(atlas: Atlas) -> dict[str, Tensor]:
+    if atlas.frame_frequency is None or atlas.frame_mean is None or atlas.motion is None:
+        return {}
+    return {"frame_frequency": atlas.frame_frequency.T, "frame_mean": atlas.frame_mean.T, "motion": atlas.motion}
 
 
 def _drawn(gathered: IndexGathered, size: tuple[int, ...]) -> dict[str, Tensor]:

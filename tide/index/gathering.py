@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class IndexGathered(Gathered):
         samples_before: Callable[[int], Sequence[Sample]],
     ) -> None:
         super().__init__(model, timesteps, grid, TOP, self._keep_labelled, None)
-        n, cells = model.n_latents, self.map_size[0] * self.map_size[1]
+        n, cells = model.n_latents, prod(self.map_size)
         self.folder, self.asked, self.cells, self.labelled_rows = folder, asked, cells, labelled_rows
         self.drawn = Ranked(n, DRAWN, cells)
         self.mean_map = torch.zeros(n, cells)
@@ -101,7 +102,8 @@ class IndexGathered(Gathered):
     def add_images(
         self, x: Tensor, conditioning: Tensor | None, images: Sequence[np.ndarray], captions: Sequence[str]
     ) -> None:
-        """Activations as :meth:`add` takes them, of ``images`` uint8 ``[H, W, 3]`` with their captions."""
+        """Activations as :meth:`add` takes them, of ``images`` uint8 ``[H, W, 3]`` with their captions; of clips the
+        frames that are shown, ``[F, H, W, 3]``."""
         self.captions += captions
         first = self.n_images
         self.add(x, conditioning)
@@ -154,6 +156,8 @@ class IndexGathered(Gathered):
     def _tensors(self) -> dict[str, Tensor]:
         """Everything in memory that a resumed reading needs, as the very tensors that it is summed in."""
         found = {"fired": self.fired, "total": self.total, "mean_map": self.mean_map, "sketch": self.sketch}
+        if self.frames is not None:
+            found |= {"frames.fired": self.frames.fired, "frames.total": self.frames.total}
         for name, ranked in (("top", self.top), ("drawn", self.drawn)):
             found |= {f"{name}.{part}": value for part, value in vars(ranked).items()}
         return found | {f"scores.{k}": v for k, v in vars(self.scores).items() if isinstance(v, Tensor)}
@@ -272,18 +276,20 @@ def _of_word(word: str) -> Tensor:
 
 
 def shrunk(image: np.ndarray, side: int) -> np.ndarray:
-    """``image`` uint8 ``[H, W, 3]``, its longer side at most ``side`` pixels."""
-    height, width = image.shape[:2]
+    """``image`` uint8 ``[H, W, 3]`` or ``[F, H, W, 3]``, its longer side at most ``side`` pixels."""
+    height, width = image.shape[-3:-1]
     factor = side / max(height, width)
     return image if factor >= 1 else resized(image, (max(1, round(width * factor)), max(1, round(height * factor))))
 
 
 def encoded(image: np.ndarray) -> bytes:
-    """``image`` as a JPEG."""
+    """``image`` as a JPEG; a clip's frames side by side."""
     buffer = BytesIO()
     # A small picture is enlarged on the page, where artefacts show.
-    quality = SMALL_QUALITY if max(image.shape) <= SMALL else JPEG_QUALITY
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    quality = SMALL_QUALITY if max(image.shape[-3:-1]) <= SMALL else JPEG_QUALITY
+    Image.fromarray(np.concatenate(image, axis=1) if image.ndim == 4 else image).save(
+        buffer, "JPEG", quality=quality, subsampling=0
+    )
     return buffer.getvalue()
 
 

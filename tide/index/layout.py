@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from tide.clip import SHOWN, ShownFrames
 from tide.messages import readable_size
 
 FORMAT = "tide-index/1"
@@ -60,6 +62,7 @@ class Facts(TypedDict):
     picture: list[int]
     tile: list[int]
     seed: int
+    frames: NotRequired[ShownFrames]  # of clips
 
 
 def index_of(run: str | Path) -> Path:
@@ -77,7 +80,7 @@ def index_bytes(
 ) -> dict[str, int]:
     """Bytes of the parts of an index, by what they are. ``cells``: places of a map. ``l0``: latents that fire at a
     token on average; an image is taken to have a tenth as many different ones for each place. ``size``: height and
-    width of an image in pixels.
+    width of an image in pixels; of a clip its frames before them.
 
     ``n_latents`` latents are read on ``n_images`` images at ``n_timesteps`` timesteps.
     """
@@ -93,9 +96,10 @@ def index_bytes(
 
 def _picture_bytes(size: tuple[int, ...]) -> float:
     """Of a picture and its thumbnail."""
-    height, width = (side * min(1.0, PICTURE / max(size)) for side in size)
-    thumbnail = TILE**2 * min(size) / max(size)
-    return height * width * (OF_SMALL if max(size) <= SMALL else OF_LARGE) + thumbnail * OF_TILE
+    n, sides = prod(min(SHOWN, each) for each in size[:-2]), size[-2:]
+    height, width = (side * min(1.0, PICTURE / max(sides)) for side in sides)
+    thumbnail = TILE**2 * min(sides) / max(sides)
+    return n * (height * width * (OF_SMALL if max(sides) <= SMALL else OF_LARGE) + thumbnail * OF_TILE)
 
 
 def sizes_in_words(

@@ -113,22 +113,28 @@ def heat(index: Index) -> Callable[[int, int], np.ndarray]:
 
     Of the images that a latent's maps are kept of (the strongest, and those drawn at random) it is that map. Of others
     it is gathered from the strongest latents of each place: 0 where there are :data:`~tide.index.layout.PLACE`
-    stronger ones.
+    stronger ones. Of a clip the maps of the frames that are shown, side by side as in its picture.
 
     ``index`` stays open meanwhile.
     """
 
     def of(latent: int, image: int) -> np.ndarray:
         index.check_latent(latent)
+        return side_by_side(found(latent, image))
+
+    def side_by_side(maps: np.ndarray) -> np.ndarray:
+        return np.concatenate(maps[clips["map"]], axis=1) if (clips := index.facts.get("frames")) else maps
+
+    def found(latent: int, image: int) -> np.ndarray:
         for kind in ("top", "drawn"):
             at = np.flatnonzero(index.rows(f"{kind}_images")[latent] == image)
             if len(at):
                 kept = index.rows(f"{kind}_maps")[latent][at[0]]
                 return _up_to(kept, float(index.rows(f"{kind}_values")[latent][at[0]]))
         place = index.place(image)
-        found = np.where(place.latents == latent, place.heights.astype(np.float32), 0).sum(-1).mean(0)
+        heights = np.where(place.latents == latent, place.heights.astype(np.float32), 0).sum(-1).mean(0)
         images, values = index.firing(latent)
-        return _up_to(found.reshape(index.facts["map"]), float(_finite(values[images == image]).sum()))
+        return _up_to(heights.reshape(index.facts["map"]), float(_finite(values[images == image]).sum()))
 
     return of
 

@@ -105,6 +105,11 @@ class Index:
         """How many images it was made from."""
         return self.facts["n_images"]
 
+    @property
+    def n_shown(self) -> int:
+        """How many frames are shown of each clip; 1 for images."""
+        return len(self.facts["frames"]["shown"]) if "frames" in self.facts else 1
+
     def _database(self) -> sqlite3.Connection:
         db = sqlite3.connect(f"{(self.folder / TABLES).resolve().as_uri()}?mode=ro", uri=True)
         db.row_factory = sqlite3.Row
@@ -179,7 +184,7 @@ class Index:
         return {row.pop("image"): row for row in found}
 
     def picture(self, image: int) -> bytes:
-        """The JPEG of an image."""
+        """The JPEG of an image; of a clip :attr:`n_shown` frames side by side."""
         row = self._image(image, "start, end")
         size = row["end"] - row["start"]
         try:
@@ -229,6 +234,10 @@ class Index:
         labels = tuple(
             None if row["concept"] is None else Label(row["concept"], row["level"], row["auroc"]) for row in rows
         )
+        if clips := self.facts.get("frames"):
+            along = {
+                name: torch.from_numpy(self.rows(name)[:]).T.contiguous() for name in ("frame_frequency", "frame_mean")
+            }
         texts = self.query("SELECT image, name, caption FROM images ORDER BY image")
         named = set(by_latent["top_images"].unique().tolist())
         scores = [torch.nan if row["monosemanticity"] is None else row["monosemanticity"] for row in rows]
@@ -244,6 +253,8 @@ class Index:
             labels=None if self.facts["labels"] == "none" else labels,
             monosemanticity=torch.tensor(scores, dtype=torch.float32),
             images={row["image"]: ImageText(row["name"], row["caption"]) for row in texts if row["image"] in named},
+            **(along if clips else {}),
+            n_frames=clips["total"] if clips else None,
         )
 
     def check_latent(self, latent: int) -> None:

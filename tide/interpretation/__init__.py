@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from tide.interpretation.effect.metric import towards_prompt
     from tide.interpretation.effect.steps import Steps, steps_of_images, steps_of_run
     from tide.interpretation.following import Followed, follow
+    from tide.interpretation.frames import FrameProfiles, motion
     from tide.interpretation.gathered import build_atlas
     from tide.interpretation.monosemanticity import Monosemanticity
-    from tide.interpretation.profiles import ConceptProfiles, concept_profiles
+    from tide.interpretation.profiles import ConceptProfiles, concept_profiles, frame_profiles
     from tide.interpretation.trajectory import Trajectory, record_trajectory, run_distances, step_changes
     from tide.interpretation.trajectory_chart import draw_trajectory
 
@@ -50,6 +51,7 @@ __all__ = [
     "FittedDetector",
     "Followed",
     "Found",
+    "FrameProfiles",
     "Label",
     "Monosemanticity",
     "RecordedBank",
@@ -69,12 +71,14 @@ __all__ = [
     "find_concepts",
     "fit_detectors",
     "follow",
+    "frame_profiles",
     "label_latents",
     "latent_effects",
     "load_effects",
     "make_atlas",
     "mean_latents",
     "mean_scores",
+    "motion",
     "pooled_latents",
     "read_atlas",
     "record_bank",
@@ -107,9 +111,10 @@ __getattr__, __dir__ = deferred(
         "effect.metric": "towards_prompt",
         "effect.steps": "Steps steps_of_images steps_of_run",
         "following": "Followed follow",
+        "frames": "FrameProfiles motion",
         "gathered": "build_atlas",
         "monosemanticity": "Monosemanticity",
-        "profiles": "ConceptProfiles concept_profiles",
+        "profiles": "ConceptProfiles concept_profiles frame_profiles",
         "trajectory": "Trajectory record_trajectory run_distances step_changes",
         "trajectory_chart": "draw_trajectory",
     },

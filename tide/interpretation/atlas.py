@@ -15,6 +15,7 @@ from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.files import check_tensors, json_writer, read_json, read_tensors, replace_files, tensors_writer
 from tide.files.schema import check_schema
+from tide.interpretation.frames import motion
 from tide.messages import one_line
 
 #: A latent gets a concept's name from this AUROC on.
@@ -73,11 +74,15 @@ class Atlas:
             without an image.
         maps: that map for each top image, ``[n_latents, m, h, w]`` uint8, pooled by area to at most
             :data:`~tide.interpretation.gathered.MAP_SIDE` rows and columns; 255 is the strongest place of all the
-            latent's maps.
+            latent's maps. Of clips ``[n_latents, m, frames, h, w]``, with at most
+            :data:`~tide.interpretation.frames.MAP_FRAMES` frames.
         n_images, n_tokens: how many images were read, and the tokens of each.
         labels: the concept of each latent, where it has one.
         monosemanticity: a score of each latent, ``[n_latents]`` float32; NaN where there is none.
         images: name and caption of every image among ``top_images``, by its number.
+        frame_frequency, frame_mean: of clips ``frequency`` and ``mean`` in each frame of tokens, averaged over the
+            timesteps, ``[frames, n_latents]`` float32; None for images.
+        n_frames: how many frames a clip has; None for images, or where it is not known.
     """
 
     timesteps: Tensor
@@ -91,18 +96,23 @@ class Atlas:
     labels: tuple[Label | None, ...] | None = None
     monosemanticity: Tensor | None = None
     images: Mapping[int, ImageText] | None = None
+    frame_frequency: Tensor | None = None
+    frame_mean: Tensor | None = None
+    n_frames: int | None = None
 
     def __post_init__(self) -> None:
         n, m = self.n_latents, self.top_images.shape[-1]
+        frames = None if self.frame_mean is None else len(self.frame_mean)
         for name, wanted in {
             "timesteps": (len(self.frequency),),
             "mean": (len(self.timesteps), n),
             "top_images": (n, m),
             "top_values": (n, m),
-            "maps": (n, m, *self.maps.shape[-2:]),
+            "maps": (n, m, *self.maps.shape[-2:]) if frames is None else (n, m, *self.maps.shape[-3:]),
             **({} if self.monosemanticity is None else {"monosemanticity": (n,)}),
+            **({} if frames is None else dict.fromkeys(("frame_frequency", "frame_mean"), (frames, n))),
         }.items():
-            if (found := tuple(getattr(self, name).shape)) != wanted:
+            if (found := tuple(getattr(getattr(self, name), "shape", ()))) != wanted:
                 raise TideError(f"{name} of an atlas is {list(found)}, and its other tensors ask for {list(wanted)}")
         if self.labels is not None and len(self.labels) != n:
             raise TideError(f"{len(self.labels)} labels for {n} latents; give one a latent, None where it has none")
@@ -128,6 +138,12 @@ class Atlas:
         """Latents that never fired, bool ``[n_latents]``."""
         return (self.frequency == 0).all(0)
 
+    @property
+    def motion(self) -> Tensor | None:
+        """How far each latent's place moves over the frames of its top clips (:func:`tide.interpretation.motion`),
+        ``[n_latents]``; None for images."""
+        return motion(self.maps) if self.maps.ndim == 5 else None
+
     def save(self, folder: str | Path, **notes: Any) -> None:
         """Writes ``atlas.safetensors`` and ``atlas.json``; ``notes`` (JSON values) go into the latter."""
         folder = Path(folder)
@@ -142,6 +158,7 @@ class Atlas:
             "timesteps": self.timesteps.tolist(),
             "labels": named,
             "images": None if self.images is None else {i: asdict(each) for i, each in self.images.items()},
+            **({} if self.n_frames is None else {"n_frames": self.n_frames}),
             **notes,
         }
         replace_files({folder / TENSORS: tensors_writer(tensors), folder / FACTS: json_writer(facts)})
@@ -160,7 +177,14 @@ class Atlas:
         images = (
             None if facts.get("images") is None else _images(folder / FACTS, facts["images"], tensors["top_images"])
         )
-        return cls(**tensors, n_images=facts["n_images"], n_tokens=facts["n_tokens"], labels=labels, images=images)
+        return cls(
+            **tensors,
+            n_images=facts["n_images"],
+            n_tokens=facts["n_tokens"],
+            labels=labels,
+            images=images,
+            n_frames=facts.get("n_frames"),
+        )
 
 
 class _Facts(TypedDict):
@@ -171,12 +195,20 @@ class _Facts(TypedDict):
     n_tokens: int
     labels: dict[str, Label] | None
     images: NotRequired[dict[str, ImageText] | None]  # not in those of older versions
+    n_frames: NotRequired[int]  # of clips
 
 
 def _check(path: Path, tensors: dict[str, Tensor], n_latents: int, n_images: int) -> None:
     """Raises unless the tensors are those of an atlas of so many latents and images."""
     maps, timesteps = (tensors.get(name, torch.empty(0)) for name in ("maps", "timesteps"))
-    if maps.ndim != 4 or timesteps.ndim != 1 or not maps.numel() or not len(timesteps) or len(maps) != n_latents:
+    of_clips = "frame_mean" in tensors
+    if (
+        maps.ndim != 4 + of_clips
+        or timesteps.ndim != 1
+        or not maps.numel()
+        or not len(timesteps)
+        or len(maps) != n_latents
+    ):
         raise TideError(f"{path} holds no maps of {n_latents} latents, or no timesteps; {_REMEDY}")
     like = {
         "timesteps": torch.empty_like(timesteps, dtype=torch.float32, device="meta"),
@@ -187,12 +219,18 @@ def _check(path: Path, tensors: dict[str, Tensor], n_latents: int, n_images: int
         "maps": torch.empty_like(maps, dtype=torch.uint8, device="meta"),
     }
     found = dict(tensors)
+    if of_clips:
+        frames = len(tensors["frame_mean"]) if tensors["frame_mean"].ndim else 0
+        if frames < maps.shape[2]:
+            raise TideError(f"{path} has maps of {maps.shape[2]} frames, and latents of {frames}; {_REMEDY}")
+        like |= dict.fromkeys(("frame_frequency", "frame_mean"), torch.empty(frames, n_latents, device="meta"))
     if (scores := found.get("monosemanticity")) is not None:
         like["monosemanticity"] = torch.empty(n_latents, device="meta")
         if scores.dtype == torch.float32:
             found["monosemanticity"] = scores.nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
     check_tensors(path, found, like, remedy=_REMEDY)
-    for name, low, high in (("top_images", -1, n_images - 1), ("frequency", 0, 1)):
+    shares = ("frequency", *(("frame_frequency",) if of_clips else ()))
+    for name, low, high in (("top_images", -1, n_images - 1), *((name, 0, 1) for name in shares)):
         if tensors[name].min() < low or tensors[name].max() > high:
             raise TideError(f"{path}: {name} reaches outside of {low} to {high}; {_REMEDY}")
 

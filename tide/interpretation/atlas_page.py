@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tide.clip import RATE, ShownFrames, shown_frames
+from tide.editing.masks import token_frames
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, ImageText, Label, shortened
-from tide.pictures import HEAT, INK, KEPT, LINE, POWER, VEIL, heat_key, resized
+from tide.pictures import HEAT, INK, KEPT, LINE, POWER, VEIL, heat_key, resized, shown
 
 #: The page's file in the folder of an atlas.
 PAGE = "atlas.html"
@@ -33,8 +35,10 @@ JPEG_QUALITY = 88
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """``image`` uint8 ``[H, W, 3]``, shrunk so that its longer side is at most :data:`THUMBNAIL`."""
-    height, width = image.shape[:2]
+    """``image`` uint8 ``[H, W, 3]``, shrunk so that its longer side is at most :data:`THUMBNAIL`; of a clip ``[F, H, W,
+    3]`` the frames :func:`~tide.clip.shown_frames`."""
+    image = shown(image)
+    height, width = image.shape[-3:-1]
     factor = THUMBNAIL / max(height, width)
     if factor >= 1:
         return image
@@ -53,8 +57,9 @@ def write_atlas(
     """Writes the page ``path`` of the ``limit`` most active latents that ever fire.
 
     ``images[i]`` is image i of the atlas, uint8 ``[H, W, 3]``, all of one size; only those that a latent on the page
-    names are written, as thumbnails with their names and captions. ``note`` is a sentence for the header, such as how
-    labels were measured.
+    names are written, as thumbnails with their names and captions. Clips are ``[F, H, W, 3]``, whole or as
+    :func:`thumbnail` makes them; the page plays them. ``note`` is a sentence for the header, such as how labels were
+    measured.
 
     ``title`` is the page's heading.
 
@@ -68,10 +73,11 @@ def write_atlas(
     cut = f"The page holds the {len(latents):,} most active of the {alive:,} latents that fire."
     parts = {
         "title": escape(title),
-        "note": escape(" ".join(filter(None, (cut if len(latents) < alive else "", note)))),
+        "note": escape(" ".join(filter(None, (cut if len(latents) < alive else "", _about_frames(data), note)))),
         "latents": f"{atlas.n_latents:,}",
         "dead": f"{dead:,}",
         "images": f"{atlas.n_images:,}",
+        "picture": "image" if atlas.frame_mean is None else "clip",
         "timesteps": str(len(atlas.timesteps)),
         "key": heat_key(),
         # A name that ends the script element would end the data.
@@ -95,16 +101,18 @@ def _data(atlas: Atlas, latents: Tensor, images: Sequence[np.ndarray]) -> dict[s
     concepts, named = _named(atlas.labels, latents.tolist())
     scores = atlas.monosemanticity
     order = atlas.timesteps.argsort(descending=True)  # noise first, as the denoising goes
+    frames, packed = _frames(atlas, latents, images[0])
     return {
         "n": atlas.n_latents,
         "timesteps": atlas.timesteps[order].tolist(),
         "top": top.shape[1],
-        "map": list(atlas.maps.shape[-2:]),
+        "map": list(atlas.maps.shape[2:]),
         "heat": HEAT.tolist(),
         "veil": {"grey": VEIL, "kept": KEPT, "power": POWER, "line": LINE, "ink": INK},
         **_sheets([images[i] for i in used.tolist()]),
         "texts": None if atlas.images is None else [_text(atlas.images[i]) for i in used.tolist()],
         "concepts": concepts,
+        **frames,
         "arrays": {
             "latent": _packed(latents, "<u4"),
             "dead": _packed(atlas.dead.nonzero().flatten(), "<u4"),
@@ -116,8 +124,55 @@ def _data(atlas: Atlas, latents: Tensor, images: Sequence[np.ndarray]) -> dict[s
             "map": _packed(atlas.maps[latents], "u1"),
             **{name: _packed(values, "<i4" if name == "concept" else "<f4") for name, values in named.items()},
             **({} if scores is None else {"monosemanticity": _packed(scores[latents], "<f4")}),
+            **packed,
         },
     }
+
+
+def _frames(atlas: Atlas, latents: Tensor, image: np.ndarray) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the page is told of clips: of the frames that it shows their numbers, and the frames of the maps that cover
+    them; and what latents do in each frame of tokens. Both empty for images."""
+    if (image.ndim == 4) != (atlas.frame_mean is not None):
+        raise TideError("an atlas of clips needs clips [F, H, W, 3], and one of images needs images; give those read")
+    if atlas.frame_frequency is None or atlas.frame_mean is None or atlas.motion is None:
+        return {}, {}
+    tokens = len(atlas.frame_mean)
+    n = atlas.n_frames or len(image)
+    if len(image) not in (n, len(shown_frames(n))):
+        raise TideError(f"the atlas is of clips of {n} frames and one of {len(image)} is given; give those read")
+    return {"frames": about_frames(n, tokens, atlas.maps.shape[2])}, {
+        "frameFrequency": _packed(atlas.frame_frequency[:, latents].T, "<f4"),
+        "frameMean": _packed(atlas.frame_mean[:, latents].T, "<f4"),
+        "motion": _packed(atlas.motion[latents], "<f4"),
+    }
+
+
+def _about_frames(data: dict[str, Any]) -> str:
+    if (frames := data.get("frames")) is None:
+        return ""
+    n = f"{len(frames['shown'])} of the {frames['total']}" if len(frames["shown"]) < frames["total"] else "all"
+    return (
+        f"Of a clip {n} frames are shown; the transformer sees {frames['tokens']} frames of tokens. Motion is how "
+        "far a latent's place moves while it fires, as a share of the frame's longer side."
+    )
+
+
+def about_frames(n_frames: int, tokens: int, cells: int) -> ShownFrames:
+    """What a page needs to play clips; the arguments are those of :func:`shown_maps`."""
+    maps = shown_maps(n_frames, tokens, cells)
+    return {"total": n_frames, "tokens": tokens, "shown": shown_frames(n_frames), "map": maps, "rate": RATE}
+
+
+def shown_maps(n_frames: int, tokens: int, cells: int) -> list[int]:
+    """For each of a clip's :func:`~tide.clip.shown_frames` the frame of a map that covers it.
+
+    Args:
+        n_frames: of the clip.
+        tokens: its frames of tokens.
+        cells: the frames of a map, to which those of the tokens are pooled evenly.
+    """
+    of_frame = token_frames(n_frames, tokens)
+    return [int((of_frame[frame] + 0.5) * cells / tokens) for frame in shown_frames(n_frames)]
 
 
 def _text(image: ImageText) -> tuple[str, str]:
@@ -161,8 +216,9 @@ def _named(
 
 
 def _sheets(images: list[np.ndarray]) -> dict[str, Any]:
-    """The thumbnails of images of one size on sheets, with where to find them."""
-    small = [thumbnail(image) for image in images]
+    """The thumbnails of images of one size on sheets, with where to find them; of clips one frame after the other."""
+    shrunk = [thumbnail(image) for image in images]
+    small = [frame for clip in shrunk for frame in clip] if shrunk[0].ndim == 4 else shrunk
     height, width = small[0].shape[:2]
     # JPEG codes blocks of 8 pixels: the repeated border fills the last blocks, so that no neighbour bleeds in.
     pitch = (8 * ceil(height / 8), 8 * ceil(width / 8))
@@ -178,7 +234,7 @@ def _sheets(images: list[np.ndarray]) -> dict[str, Any]:
         sheets.append(_encoded(sheet))
     return {
         "tile": {"height": height, "width": width, "pitch": pitch, "columns": SHEET_SIDE, "perSheet": SHEET_SIDE**2},
-        "shrunk": small[0].shape != images[0].shape,
+        "shrunk": small[0].shape != images[0].shape[-3:],
         "sheets": sheets,
     }
 

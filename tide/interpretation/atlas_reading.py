@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _known_masks(
     """The concepts' masks of the first images, as many as latents fit into memory for, and the concepts' levels."""
     if not isinstance(source.batches, Masked):
         return None, None
-    n = min(source.n_images, most_labelled(model.n_latents, grid[0] * grid[1]))
+    n = min(source.n_images, most_labelled(model.n_latents, prod(grid)))
     return source.batches.masks(n, grid), source.batches.level_of
 
 
@@ -154,7 +155,7 @@ def read_atlas(
 
     Returns:
         The atlas, with the names and captions of its top images, and a thumbnail of each image, uint8 ``[h, w, 3]``, in
-        order: what :func:`~tide.interpretation.atlas_page.write_atlas` draws.
+        order (of clips ``[frames, h, w, 3]``): what :func:`~tide.interpretation.atlas_page.write_atlas` draws.
 
     Raises:
         TideError: the source cannot be read or is empty, an activation is not finite, the model does not know its
@@ -181,7 +182,8 @@ def read_atlas(
             on_peaks=peaks.add,
         )
     names = [sample.name for sample in source.samples()]
-    atlas = replace(atlas, images={i: ImageText(names[i], captions[i]) for i in sorted(atlas.named_images())})
+    texts = {i: ImageText(names[i], captions[i]) for i in sorted(atlas.named_images())}
+    atlas = replace(atlas, images=texts, n_frames=source.size[0] if len(source.size) == 3 else None)
     if masks and level_of:
         flat = {concept: mask.flatten() for concept, mask in masks.items()}
         return replace(atlas, labels=label_latents(kept.latents(), flat, level_of)), thumbnails

@@ -17,12 +17,13 @@ from tide.errors import TideError, TideWarning
 from tide.images.trained import Kind, TrainedOn, unseen
 from tide.images.words import concept_of, folded, holds
 from tide.interpretation.image_scores import FEWEST
-from tide.pictures import TILE, resized, to_uint8
+from tide.pictures import TILE, resized, shown, to_uint8
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """An image picked for a concept or as a contrast: encoded, and small for drawing."""
+    """An image picked for a concept or as a contrast: encoded, and small for drawing; of a clip the frames
+    :func:`~tide.clip.shown_frames` ``[F, h, w, 3]``."""
 
     prepared: Prepared
     caption: str
@@ -90,11 +91,11 @@ def _pick(adapter: Adapter, source: Source, concepts: dict[str, str], wanted: in
         n_read += len(captions)
         for i, caption in enumerate(map(folded, captions)):
             n_empty += not caption
-            shown = [(word, holds(caption, concept)) for word, concept in concepts.items()]
-            if any(left[each] for each in shown):
+            found = [(word, holds(caption, concept)) for word, concept in concepts.items()]
+            if any(left[each] for each in found):
                 chosen.append(i)
-                held.append(frozenset(word for word, there in shown if there))
-                left |= {each: max(0, left[each] - 1) for each in shown}
+                held.append(frozenset(word for word, there in found if there))
+                left |= {each: max(0, left[each] - 1) for each in found}
         picked += _encoded(adapter, images[chosen], [captions[i] for i in chosen], held) if chosen else []
         if not any(left.values()):
             break
@@ -120,13 +121,13 @@ def _encoded(
     """The images encoded in one batch, then one by one."""
     length = caption_length(adapter)
     (batch,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
-    size = (TILE, max(1, round(TILE * images.shape[2] / images.shape[3])))
+    size = (TILE, max(1, round(TILE * images.shape[-2] / images.shape[-1])))
     return [
         Captioned(
             Prepared(batch.latents[i : i + 1], {name: value[i : i + 1] for name, value in batch.text.items()}),
             captions[i],
             held[i],
-            resized(to_uint8(images[i]), size),
+            resized(shown(to_uint8(images[i])), size),
         )
         for i in range(len(images))
     ]

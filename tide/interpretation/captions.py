@@ -18,7 +18,8 @@ from torch import Tensor
 from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid
-from tide.editing.masks import image_mask
+from tide.clip import filmstrip, shown_frames
+from tide.editing.masks import image_mask, token_frames
 from tide.errors import TideError
 from tide.evaluation.baselines import untrained
 from tide.evaluation.table import check_models, trained_on
@@ -38,7 +39,8 @@ LISTED, DRAWN = 10, 2
 @dataclass(frozen=True)
 class Drawn:
     """An image that shows a concept: ``image`` uint8 ``[H, W, 3]``, small, and ``maps [1 + latents, tokens]``, the
-    cosine score with the concept's pooled latents and then single latents, each averaged over the timesteps."""
+    cosine score with the concept's pooled latents and then single latents, each averaged over the timesteps. Of a clip
+    ``[F, H, W, 3]``, the frames that are drawn."""
 
     image: np.ndarray
     maps: Tensor
@@ -65,10 +67,11 @@ class CaptionConcepts:
             - ``top_images``: those of that half most like the concept, each with its ``caption`` and ``score``.
         timesteps: that latents are averaged over, ``[T]``.
         n_images: how many images were used.
-        grid: rows and columns of an image's tokens.
+        grid: rows and columns of an image's tokens; of a clip its frames of tokens before them.
         drawn: for each word its top images with their maps, in the order of the data.
         kind: what the images are to the model: "held-out", "training" or "unrecorded".
         n_read: how many captions were read, and ``described`` of what.
+        n_frames: of a clip; None for images.
     """
 
     concepts: dict[str, dict[str, Any]]
@@ -79,17 +82,34 @@ class CaptionConcepts:
     kind: Kind
     n_read: int
     described: str
+    n_frames: int | None = None
 
     def picture(self, word: str) -> Image.Image:
-        """A row for each top image: the image, then the score and the strongest latents drawn over it."""
+        """A row for each top image: the image, then the score and the strongest latents drawn over it. Of clips this
+        sheet for each frame that is drawn, as a :func:`~tide.clip.filmstrip`."""
+        drawn = self.drawn[word]
+        if self.n_frames is None:
+            return self._sheet(word, [each.image for each in drawn], [each.maps for each in drawn])
+        of_frame = token_frames(self.n_frames, self.grid[0])
+        maps = [each.maps.unflatten(1, (self.grid[0], -1)) for each in drawn]
+        return filmstrip(
+            [
+                self._sheet(word, [each.image[i] for each in drawn], [each[:, of_frame[frame]] for each in maps])
+                for i, frame in enumerate(shown_frames(self.n_frames))
+            ]
+        )
+
+    def _sheet(self, word: str, images: list[np.ndarray], maps: list[Tensor]) -> Image.Image:
+        """Images or frames, and their maps ``[1 + latents, tokens]``; the same colours in all frames."""
         tops = torch.stack([each.maps for each in self.drawn[word]]).amax((0, 2)).tolist()
         rows = []
-        for each in self.drawn[word]:
-            heat = image_mask(each.maps, self.grid, (each.image.shape[0], each.image.shape[1])).numpy()
-            overlays = (heat_overlay(each.image, one, top) for one, top in zip(heat, tops, strict=True))
-            rows.append([each.image, *overlays])
+        for image, own in zip(images, maps, strict=True):
+            heat = image_mask(own, self.grid[-2:], (image.shape[0], image.shape[1])).numpy()
+            overlays = (heat_overlay(image, one, top) for one, top in zip(heat, tops, strict=True))
+            rows.append([image, *overlays])
         latents = self.concepts[word]["latents"][: len(tops) - 1]
-        return tiled(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows, title=word)
+        columns = ("image" if self.n_frames is None else "clip", "score")
+        return tiled((*columns, *(f"latent {each['latent']}" for each in latents)), rows, title=word)
 
 
 def caption_concepts(
@@ -189,6 +209,7 @@ def caption_concepts_of_blocks(
             picked.kind,
             picked.n_read,
             picked.described,
+            source.size[0] if len(source.size) == 3 else None,
         )
         for block, of_words in found.items()
     }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import reduce
+from math import prod
 
 import torch
 from torch import Tensor
 
 from tide.errors import TideError
 from tide.interpretation.atlas import Atlas
+from tide.interpretation.frames import MAP_FRAMES, FrameSums
 from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE
 from tide.sae.position import Position, at_step
 
-#: Rows and columns of a map at most; larger token grids are pooled by area.
+#: Rows and columns of a map at most; larger token grids are pooled by area. Frames: tide.interpretation.frames.
 MAP_SIDE = 16
 
 
@@ -31,8 +34,8 @@ def build_atlas(
 
     ``batches`` are ``(x [timesteps, images, tokens, d_model], conditioning [timesteps, images, d_embedding] or None)``
     in the order of the images, which are numbered from 0 (``[images, d_embedding]`` if all timesteps share it); their
-    tokens form ``grid`` (rows, columns), row by row. At most :data:`~tide.interpretation.reading.PIECE` dense latents
-    are held at a time, and as many values of maps.
+    tokens form ``grid`` (rows, columns), row by row; those of clips (frames, rows, columns), frame by frame. At most
+    :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many values of maps.
 
     ``on_latents`` gets the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a time and
     in order: whole images, or some of the tokens of one image. ``on_peaks`` gets the highest of them in each image,
@@ -42,7 +45,7 @@ def build_atlas(
         model: an SAE, on the device where it is to compute.
         timesteps: ``[T]``.
         batches: activations, in the order of the images.
-        grid: rows and columns of an image's tokens.
+        grid: rows and columns of an image's tokens; of a clip its frames of tokens before them.
         top_images: images kept of each latent.
         on_latents, on_peaks: called with what is described above.
 
@@ -75,9 +78,10 @@ class Gathered:
     ) -> None:
         self.model, self.timesteps = model, timesteps
         self.on_latents, self.on_peaks = on_latents, on_peaks
-        self.n_tokens = grid[0] * grid[1]
+        self.n_tokens = prod(grid)
         self.map_size, self.pooling = _area_pooling(grid)
-        n, cells = model.n_latents, self.map_size[0] * self.map_size[1]
+        n, cells = model.n_latents, prod(self.map_size)
+        self.frames = FrameSums(grid[0], grid[1] * grid[2], n) if len(grid) == 3 else None
         self.n_images = 0
         self.fired = torch.zeros(len(timesteps), n, dtype=torch.int64)
         self.total = torch.zeros(len(timesteps), n, dtype=torch.float64)
@@ -131,6 +135,8 @@ class Gathered:
             z = self.model.dense(x[i], Position(t, at_step(conditioning, i)))
             self.fired[i] += (z > 0).sum((0, 1)).cpu()
             self.total[i] += z.sum((0, 1)).cpu()
+            if self.frames is not None:
+                self.frames.add(z, first)
             self.see(i, z, first)
             total += z
         return total / len(self.timesteps)
@@ -141,6 +147,7 @@ class Gathered:
 
     def atlas(self) -> Atlas:
         n_rows = self.n_images * self.n_tokens
+        frames = None if self.frames is None else self.frames.profiles(self.n_images * len(self.timesteps))
         return Atlas(
             self.timesteps.float().cpu(),
             (self.fired.double() / n_rows).float(),
@@ -150,6 +157,8 @@ class Gathered:
             as_bytes(self.top.maps, self.map_size),
             self.n_images,
             self.n_tokens,
+            frame_frequency=None if frames is None else frames.frequency,
+            frame_mean=None if frames is None else frames.mean,
         )
 
 
@@ -196,13 +205,18 @@ def as_bytes(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return (maps / strongest * 255).round().byte().unflatten(2, size)
 
 
-def _area_pooling(grid: tuple[int, ...]) -> tuple[tuple[int, int], Tensor | None]:
+def map_size(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows and columns of the map of a grid of tokens; of a clip frames before them."""
+    factor = max(*grid[-2:], MAP_SIDE) / MAP_SIDE
+    return (*(min(each, MAP_FRAMES) for each in grid[:-2]), *(max(1, round(side / factor)) for side in grid[-2:]))
+
+
+def _area_pooling(grid: tuple[int, ...]) -> tuple[tuple[int, ...], Tensor | None]:
     """The size of a map and the matrix ``[cells, tokens]`` that makes one; None if every token is a cell."""
-    factor = max(*grid, MAP_SIDE) / MAP_SIDE
-    rows, columns = (max(1, round(side / factor)) for side in grid)
-    if (rows, columns) == tuple(grid):
-        return (rows, columns), None
-    return (rows, columns), torch.kron(_overlaps(rows, grid[0]), _overlaps(columns, grid[1])).float()
+    size = map_size(grid)
+    if size == tuple(grid):
+        return size, None
+    return size, reduce(torch.kron, map(_overlaps, size, grid)).float()
 
 
 def _overlaps(cells: int, tokens: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""The profile of a concept: the mean latents of its own tokens, per timestep."""
+"""Profiles: of a concept the mean latents of its own tokens, per timestep; of every latent its mean per frame of
+clips."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from tide.activations import Prepared
 from tide.adapters import Adapter
 from tide.editing.edits import Target
 from tide.errors import TideError
+from tide.interpretation.frames import FrameProfiles, FrameSums
 from tide.interpretation.reading import noised_calls
 from tide.sae.model import TIDE
 
@@ -82,3 +84,32 @@ def concept_profiles(
     counts = member.sum((1, 2))
     scale = 1 / counts.clamp(min=1).view(-1, 1, 1)
     return ConceptProfiles(names, timesteps.float(), latents * scale, raw * scale, counts.long())
+
+
+@torch.no_grad()
+def frame_profiles(
+    adapter: Adapter, model: TIDE, data: Sequence[Prepared], timesteps: Tensor, *, seed: int = 0
+) -> FrameProfiles:
+    """The profile of every latent along the frames of prepared clips, each read at every timestep with one noise.
+
+    Args:
+        adapter: of the pipeline of videos that the model was trained on.
+        model: an SAE that knows its block.
+        data: encoded clips of one size.
+        timesteps: ``[T]``.
+        seed: of the noise.
+
+    Raises :class:`~tide.errors.TideError` without clips or timesteps, and for images.
+    """
+    if not data or len(timesteps) == 0:
+        raise TideError("a profile along frames needs clips and timesteps; give at least one of both")
+    grid = adapter.token_grid(*data[0].latents.shape[2:])
+    if len(grid) != 3:
+        raise TideError("images have no frames to take a profile along; give clips, and a pipeline of videos")
+    sums = FrameSums(grid[0], grid[1] * grid[2], model.n_latents)
+    generator = torch.Generator().manual_seed(seed)
+    for clips in data:
+        noise = torch.randn(clips.latents.shape, generator=generator)
+        for x, call in noised_calls(adapter, model, clips, noise, timesteps):
+            sums.add(model.dense(x, call), 0)
+    return sums.profiles(sum(len(clips.latents) for clips in data) * len(timesteps))

@@ -82,6 +82,7 @@ class TIDEConfig(ModelOptions):
         tensor: what of the block.
         prefixes: of nested dictionaries, ascending.
         target: "attention" or "feed_forward" for a transcoder.
+        component: the name of the pipeline's transformer, where it has several.
     """
 
     d_model: int
@@ -96,6 +97,7 @@ class TIDEConfig(ModelOptions):
     tensor: str = "output"
     prefixes: tuple[int, ...] = ()
     target: str | None = None
+    component: str = "transformer"
 
     @property
     def trained_block(self) -> int:

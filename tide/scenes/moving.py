@@ -148,7 +148,7 @@ def moving_prompts(split: Split, n: int, seed: int = 0) -> list[tuple[MovingScen
 
 
 def clips_of(items: Sequence[MovingScene], n_frames: int = N_FRAMES) -> Tensor:
-    """Rendered clips as ``[n, 3, F, 64, 64]`` in [-1, 1]."""
+    """Rendered clips of ``items``, each of ``n_frames``, as ``[n, 3, F, 64, 64]`` in [-1, 1]."""
     if not items:
         raise TideError("there are no clips to render; give at least one")
     frames = np.stack([[still.image for still in item.renderings(n_frames)] for item in items])
@@ -179,7 +179,14 @@ def annotated_clips(
     """:func:`~tide.scenes.annotated_scenes` of clips: activations of every token of every frame, and the masks of
     :func:`clip_masks`.
 
-    ``adapter`` runs ``batch_size`` clips of ``n_frames`` a pass and keeps ``blocks``; ``seed`` is that of the noise.
+    Args:
+        adapter: of the pipeline of videos.
+        items: what the clips show.
+        blocks: whose activations are kept.
+        timesteps: at which the clips are read, ``[T]``.
+        n_frames: of a clip.
+        seed: of the noise.
+        batch_size: clips a pass.
     """
     if not items:
         raise TideError("there are no clips to annotate; give at least one")

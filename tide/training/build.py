@@ -42,6 +42,7 @@ def build_model(
         block=index,
         tensor=tensor,
         target=target,
+        component=adapter.component,
     )
     among = current(config.shard_latents).latents
     model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed, among=among)

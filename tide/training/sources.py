@@ -283,7 +283,8 @@ def _ahead(
 
 def _plain(store: ActivationStore, config: TrainConfig) -> TIDE:
     among = current(config.shard_latents).latents
-    made = config.model_config(store.d_model, None, **_of(store))
+    component = store.info.get("component", "transformer")
+    made = config.model_config(store.d_model, None, component=component, **_of(store))
     return TIDE(made, backend=config.backend, seed=config.seed, among=among)
 
 
@@ -292,8 +293,12 @@ def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callabl
     if open_pipeline is None:
         raise TideError(f"a TIDE copies its modulation from the pipeline of {store.path}; give open_pipeline")
     adapter = open_pipeline(store.info["pipeline"] or "")
-    family, width = (store.info["family"], adapter.family), (store.d_model, adapter.d_model)
-    for name, (stored, own) in {"family": family, "width": width}.items():
+    kept = {
+        "family": (store.info["family"], adapter.family),
+        "width": (store.d_model, adapter.d_model),
+        "component": (store.info.get("component", "transformer"), adapter.component),
+    }
+    for name, (stored, own) in kept.items():
         if stored != own:
             opened = adapter.name or "the pipeline"
             raise TideError(f"{store.path} is of {name} {stored} and {opened} of {own}; use its own pipeline")

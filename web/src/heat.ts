@@ -1,12 +1,13 @@
 // Heat over pictures, as tide.pictures.heat_overlay has it: full colour where a latent fires most, grey where it is silent.
 
+import { sizeOf } from "./clock";
 import type { Facts } from "./wire";
 
 const scratch = document.createElement("canvas");
 
 /** Lays the veil of a map over what is drawn at a place of the canvas. */
-export function veil(context: CanvasRenderingContext2D, map: ArrayLike<number>, size: [number, number], facts: Facts, x: number, y: number, width: number, height: number): void {
-  const [rows, columns] = size, { grey, kept, power } = facts.veil;
+export function veil(context: CanvasRenderingContext2D, map: ArrayLike<number>, facts: Facts, x: number, y: number, width: number, height: number): void {
+  const [rows, columns] = sizeOf(facts), { grey, kept, power } = facts.veil;
   scratch.width = columns;
   scratch.height = rows;
   const small = scratch.getContext("2d", { willReadFrequently: true })!;

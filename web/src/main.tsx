@@ -10,7 +10,8 @@ import { Latents } from "./pages/latents";
 import { Start } from "./pages/start";
 import { Steer } from "./pages/steer";
 import { go, href, useParams } from "./route";
-import { forget, openRun, useLoaded } from "./store";
+import { Player } from "./parts/clip";
+import { forget, openRun, useLoaded, type Run } from "./store";
 import { json, type RunInfo, type RunList } from "./wire";
 
 const PAGES: Record<string, string> = { start: "Start", latents: "Latents", image: "Images", compare: "Compare", steer: "Steer" };
@@ -65,6 +66,11 @@ function Shown({ info, list, page }: { info: RunInfo; list: RunList; page: strin
   if (!ready) return <Making info={info} />;
   if (error) return <main id="main"><h1>{info.name}</h1><Message kind="error">{error}</Message><button type="button" onClick={() => { forget(); setAgain((n) => n + 1); }}>Try again</button></main>;
   if (!run) return <main id="main"><p class="quiet">Opening …</p></main>;
+  const { frames } = run.facts;
+  return <>{frames && <Player frames={frames.shown.length} total={frames.total} />}<Page run={run} list={list} page={page} /></>;
+}
+
+function Page({ run, list, page }: { run: Run; list: RunList; page: string }) {
   switch (page) {
     case "latents": return <Latents run={run} />;
     case "latent": return <LatentPage run={run} />;

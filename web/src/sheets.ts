@@ -1,5 +1,6 @@
 // Sheets of thumbnails, decoded off the main thread and kept as bitmaps.
 
+import { clock, framesOf } from "./clock";
 import type { Facts } from "./wire";
 
 const KEPT = 96;
@@ -9,6 +10,7 @@ export class Sheets {
   private asked = new Set<number>();
   private tile: [number, number] = [64, 64];
   private side = 16;
+  private frames = 1;
   private stamp = "";
 
   constructor(private base: string, private arrived: () => void) {}
@@ -17,7 +19,8 @@ export class Sheets {
     this.tile = facts.tile;
     this.side = facts.sheetSide;
     this.stamp = facts.stamp;
-    const sheets = Math.ceil(facts.nImages / this.side ** 2);
+    this.frames = framesOf(facts);
+    const sheets = Math.ceil((facts.nImages * this.frames) / this.side ** 2);
     // All of them, one after the other, while there are few enough to keep: then no card waits for its pictures.
     if (sheets <= KEPT) void (async () => { for (let i = 0; i < sheets; i++) await this.load(i); })();
   }
@@ -42,9 +45,10 @@ export class Sheets {
     this.arrived();
   }
 
-  /** Draws a thumbnail; false while it is not here. */
+  /** Draws a thumbnail, of a clip the frame that is shown now; false while it is not here. */
   draw(context: CanvasRenderingContext2D, image: number, x: number, y: number, width: number, height: number): boolean {
-    const sheet = Math.floor(image / this.side ** 2), place = image % this.side ** 2;
+    const number = image * this.frames + (clock.tick % this.frames);
+    const sheet = Math.floor(number / this.side ** 2), place = number % this.side ** 2;
     const bitmap = this.bitmaps.get(sheet);
     if (!bitmap) { void this.load(sheet); return false; }
     const [h, w] = this.tile;

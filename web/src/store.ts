@@ -74,13 +74,13 @@ export class Run {
   private async load(path: string, latents: number[]): Promise<void> {
     try {
       const found: Packed = await packed(path);
-      const [, steps] = found.frequency.shape, [, m, h, w] = found.maps.shape;
+      const [, steps] = found.frequency.shape, [, m, ...size] = found.maps.shape, cells = size.reduce((a, b) => a * b, 1);
       found.latent.values.forEach((latent, i) => {
         this.cards.set(latent, {
           latent,
           frequency: (found.frequency.values as Float32Array).subarray(i * steps, (i + 1) * steps),
           images: (found.images.values as Int32Array).subarray(i * m, (i + 1) * m),
-          maps: (found.maps.values as Uint8Array).subarray(i * m * h * w, (i + 1) * m * h * w),
+          maps: (found.maps.values as Uint8Array).subarray(i * m * cells, (i + 1) * m * cells),
         });
         this.asked.delete(latent);
       });

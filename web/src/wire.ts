@@ -5,16 +5,18 @@ export interface RunInfo { id: string; name: string; folder: string; steers: boo
 export interface RunList { static: boolean; runs: RunInfo[] }
 export interface Concept { concept: string; level: string; count: number; best: number; auroc: number }
 export interface Facts {
-  nLatents: number; nImages: number; dead: number; grid: [number, number]; map: [number, number]; timesteps: number[]; block: number;
+  nLatents: number; nImages: number; dead: number; grid: number[]; map: number[]; timesteps: number[]; block: number;
   pipeline: string; data: string; labels: string; sae: string; stamp: string; picture: [number, number]; tile: [number, number]; sheetSide: number; onCard: number;
   concepts: Concept[]; heat: number[][]; veil: { grey: number; kept: number; power: number };
+  /** Of clips: all frames, those of tokens, those shown, and of each of these the frame of the maps. */
+  frames?: { total: number; tokens: number; shown: number[]; map: number[] };
 }
 export interface Shown { image: number; value: number; heat: string; name: string; caption: string }
 export interface Near { latent: number; cosine: number }
 export interface Latent {
   latent: number; frequency: number; step: number; strongest: number; concept: string | null; level: string | null; auroc: number | null;
   monosemanticity: number | null; images: number; frequencies: number[]; means: number[]; meanMap: string; top: Shown[]; drawn: Shown[];
-  fires: Near[]; writes: Near[];
+  fires: Near[]; writes: Near[]; frameFrequencies?: number[]; frameMeans?: number[]; motion?: number | null;
 }
 export interface Said {
   name: string | null; by: string | null; score: { auroc: number; images: number } | null; starred: boolean; stars: string[];
@@ -26,7 +28,7 @@ export interface Recipe { prompt: string; seed: number; n_steps: number; guidanc
 export interface SavedRecipe { name: string; recipe?: Recipe; message?: string }
 export interface JobEvent {
   event: "loading" | "step" | "image" | "done" | "cancelled" | "failed"; which?: "before" | "after"; number?: number; step?: number; of?: number;
-  jpeg?: string; png?: string; strength?: number; message?: string; remark?: string | null;
+  jpeg?: string; png?: string; webp?: string; frames?: number; strength?: number; message?: string; remark?: string | null;
 }
 export interface Card { latent: number; frequency: Float32Array; images: Int32Array; maps: Uint8Array }
 export interface Columns {

@@ -1,6 +1,7 @@
 // One image: which latents fire in it, where, and at which step of the denoising.
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { clock, framesOf, mapOf, sizeOf, useFrame } from "../clock";
 import { veil } from "../heat";
 import { count, latentLink, LatentName, Message, Profile, Thumbnail } from "../parts/basics";
 import { go, href, params as paramsNow, useParams } from "../route";
@@ -48,7 +49,7 @@ function FindImages({ run, text }: { run: Run; text: string }) {
 interface WithinProps { run: Run; image: number; name: string; latents: Int32Array; heights: Float32Array; shape: number[] }
 
 function Within({ run, image, latents, heights, shape }: WithinProps) {
-  const params = useParams(), { facts } = run, [steps, cells, k] = shape, [rows, columns] = facts.map;
+  const params = useParams(), { facts } = run, [steps, cells, k] = shape, [rows, columns] = sizeOf(facts);
   const order = useMemo(() => facts.timesteps.map((_, i) => i).sort((a, b) => facts.timesteps[b] - facts.timesteps[a]), [run]);
   const chosen = useMemo<ReadonlySet<number>>(() => new Set((params.places ?? "").split(",").filter(Boolean).map(Number)), [params.places]);
   const at = params.step === undefined ? -1 : Number(params.step);
@@ -96,7 +97,7 @@ function Within({ run, image, latents, heights, shape }: WithinProps) {
         <label class="scrub">{at < 0 ? "all steps" : `t = ${Math.round(facts.timesteps[order[at]])}`}
           <input type="range" min="-1" max={steps - 1} value={at} aria-label="step of the denoising; the left end is all of them" aria-valuetext={at < 0 ? "all steps" : `timestep ${Math.round(facts.timesteps[order[at]])}`} onInput={(e) => { const v = Number(e.currentTarget.value); go(href({ step: v < 0 ? null : v }, true), true); }} /></label>
         <p class="ways"><button type="button" disabled={!chosen.size} onClick={() => choose([])}>Clear the places</button>
-          <span class="quiet">{chosen.size ? `${chosen.size} of ${cells} places` : "Click a place, or paint a region."}</span></p>
+          <span class="quiet">{chosen.size ? `${chosen.size} of ${cells} places` : "Click a place, or paint a region."}{facts.frames && " Of a clip the places of the frame that is shown are chosen."}</span></p>
       </div>
       <section aria-labelledby="firing">
         <h2 id="firing">{chosen.size ? "What fires there" : "What fires in this image"}</h2>
@@ -118,24 +119,30 @@ function Within({ run, image, latents, heights, shape }: WithinProps) {
 /** The chosen places as they are at this moment: several are painted before the page is drawn again. */
 const now = (): number[] => (paramsNow().places ?? "").split(",").filter(Boolean).map(Number);
 
-interface PlacesProps { run: Run; image: number; heat: ArrayLike<number> | null; rows: number; columns: number; chosen: ReadonlySet<number>; toggle: (cell: number, on: boolean) => void }
+interface PlacesProps { run: Run; image: number; heat: Float32Array | null; rows: number; columns: number; chosen: ReadonlySet<number>; toggle: (cell: number, on: boolean) => void }
 
 /** The picture with its places, which are chosen by a click, by painting, or by the arrow keys and the space bar. */
 function Places({ run, image, heat, rows, columns, chosen, toggle }: PlacesProps) {
+  const { facts } = run, frames = framesOf(facts), frame = useFrame(frames);
+  // The places of the frame that is shown are numbered from here; of an image from 0.
+  const start = facts.frames ? facts.frames.map[frame] * rows * columns : 0;
   const canvas = useRef<HTMLCanvasElement>(null), painting = useRef<boolean | null>(null), [cursor, setCursor] = useState(0), [picture, setPicture] = useState<HTMLImageElement>();
   useEffect(() => { const found = new Image(); found.onload = () => setPicture(found); found.src = run.picture(image); }, [image]);
   useEffect(() => {
     const at = canvas.current!, side = at.clientWidth * (devicePixelRatio || 1);
     at.width = side;
-    at.height = (side * run.facts.picture[0]) / run.facts.picture[1];
+    at.height = (side * facts.picture[0]) / facts.picture[1];
     const context = at.getContext("2d")!;
     if (!picture) return;
-    context.imageSmoothingEnabled = picture.naturalWidth > side / 2;
-    context.drawImage(picture, 0, 0, at.width, at.height);
-    if (heat) veil(context, heat, [rows, columns], run.facts, 0, 0, at.width, at.height);
+    const wide = picture.naturalWidth / frames;
+    context.imageSmoothingEnabled = wide > side / 2;
+    context.drawImage(picture, frame * wide, 0, wide, picture.naturalHeight, 0, 0, at.width, at.height);
+    if (heat) veil(context, mapOf(facts, heat, frame), facts, 0, 0, at.width, at.height);
     const w = at.width / columns, h = at.height / rows;
     context.lineWidth = Math.max(2, side / 200);
-    for (const cell of chosen) {
+    for (const place of chosen) {
+      const cell = place - start;
+      if (cell < 0 || cell >= rows * columns) continue;
       const x = (cell % columns) * w, y = Math.floor(cell / columns) * h;
       context.strokeStyle = "#000"; context.strokeRect(x + 1, y + 1, w - 2, h - 2);
       context.strokeStyle = "#ffbc2e"; context.strokeRect(x + 3, y + 3, w - 6, h - 6);
@@ -147,15 +154,15 @@ function Places({ run, image, heat, rows, columns, chosen, toggle }: PlacesProps
     const c = Math.floor(((event.clientX - box.left) / box.width) * columns), r = Math.floor(((event.clientY - box.top) / box.height) * rows);
     return r >= 0 && r < rows && c >= 0 && c < columns ? r * columns + c : null;
   };
-  const paint = (event: PointerEvent) => { const cell = cellAt(event); if (cell !== null && painting.current !== null) toggle(cell, painting.current); };
+  const paint = (event: PointerEvent) => { const cell = cellAt(event); if (cell !== null && painting.current !== null) toggle(start + cell, painting.current); };
   const key = (event: KeyboardEvent) => {
     const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
     if (by) { event.preventDefault(); setCursor((was) => Math.max(0, Math.min(rows * columns - 1, was + by))); }
-    if (event.key === " " || event.key === "Enter") { event.preventDefault(); toggle(cursor, !chosen.has(cursor)); }
+    if (event.key === " " || event.key === "Enter") { event.preventDefault(); toggle(start + cursor, !chosen.has(start + cursor)); }
   };
   return (
     <canvas ref={canvas} class="places" tabIndex={0} role="application" aria-label={`the image with ${rows} by ${columns} places; arrow keys move, space chooses; row ${Math.floor(cursor / columns) + 1}, column ${(cursor % columns) + 1}`}
-      onPointerDown={(e) => { const cell = cellAt(e); if (cell === null) return; painting.current = !chosen.has(cell); (e.currentTarget as Element).setPointerCapture(e.pointerId); paint(e); }}
+      onPointerDown={(e) => { const cell = cellAt(e); if (cell === null) return; if (frames > 1) clock.play(false); painting.current = !chosen.has(start + cell); (e.currentTarget as Element).setPointerCapture(e.pointerId); paint(e); }}
       onPointerMove={paint} onPointerUp={() => { painting.current = null; }} onPointerCancel={() => { painting.current = null; }} onKeyDown={key} onFocus={() => setCursor((c) => c)} />
   );
 }

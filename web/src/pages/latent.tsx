@@ -1,15 +1,16 @@
 // One latent: where and when it fires, what it is called, what is like it, and what it does.
 
 import { useEffect, useMemo, useState } from "preact/hooks";
+import { framesOf, mapOf, sizeOf, useFrame } from "../clock";
 import { glow } from "../heat";
 import { Card } from "../parts/card";
-import { count, decimals, imageLink, latentLink, Message, percent, Picture, Profile } from "../parts/basics";
+import { Along, count, decimals, imageLink, latentLink, Message, percent, Picture, Profile } from "../parts/basics";
 import { Comparison, useDrawing } from "../parts/drawing";
 import { Naming } from "../parts/naming";
 import { ADDED } from "./steer";
 import { go, href, useParams } from "../route";
 import { useLoaded, useRun, type Run } from "../store";
-import { bytes, type Latent, type Shown } from "../wire";
+import { bytes, type Facts, type Latent, type Shown } from "../wire";
 
 export function LatentPage({ run }: { run: Run }) {
   useRun(run);
@@ -51,6 +52,7 @@ function Found({ run, latent }: { run: Run; latent: Latent }) {
             <div><dt>in</dt><dd>{count(latent.images)} of {count(facts.nImages)} images</dd></div>
             <div><dt>most at</dt><dd>t = {Math.round(facts.timesteps[latent.step])}</dd></div>
             <div><dt>strongest</dt><dd>{latent.strongest.toPrecision(3)}</dd></div>
+            {facts.frames && <div><dt>motion</dt><dd title="how far its place moves while it fires in its top clips, as a share of the frame's longer side">{latent.motion === null || latent.motion === undefined ? "–" : percent(latent.motion)}</dd></div>}
             <div><dt>monosemanticity</dt><dd title="how alike the captions of the images are on which it fires, -1 to 1">{decimals(latent.monosemanticity)}</dd></div>
           </dl>
           {info.steers && <p class="ways">
@@ -61,8 +63,14 @@ function Found({ run, latent }: { run: Run; latent: Latent }) {
             <h2 id="when">When and where</h2>
             <div class="when">
               <Profile values={latent.frequencies} timesteps={facts.timesteps} label="share of tokens on which it fires, along the denoising" height={110} axis />
-              <Where map={bytes(latent.meanMap)} size={facts.map} heat={facts.heat} />
+              <Where map={bytes(latent.meanMap)} facts={facts} />
             </div>
+            {facts.frames && latent.frameFrequencies && latent.frameMeans && (
+              <div class="when">
+                <Along values={latent.frameFrequencies} said="share of tokens" write={percent} />
+                <Along values={latent.frameMeans} said="mean value" write={(value) => value.toPrecision(3)} />
+              </div>
+            )}
           </section>
           <section aria-labelledby="top"><h2 id="top">Where it is strongest</h2><p class="quiet">Grey where it is silent; point at a picture to see all of it.</p><Pictures run={run} latent={latent.latent} shown={latent.top} /></section>
           <Quantiles run={run} latent={latent} />
@@ -102,12 +110,12 @@ function Quantiles({ run, latent }: { run: Run; latent: Latent }) {
   );
 }
 
-function Where({ map, size, heat }: { map: Uint8Array; size: [number, number]; heat: number[][] }) {
-  const [rows, columns] = size;
+function Where({ map, facts }: { map: Uint8Array; facts: Facts }) {
+  const [rows, columns] = sizeOf(facts), frame = useFrame(framesOf(facts)), shown = mapOf(facts, map, frame);
   return (
     <figure class="where">
       <svg viewBox={`0 0 ${columns} ${rows}`} role="img" aria-label="where on the image it fires, on average">
-        {[...map].map((value, i) => <rect key={i} x={i % columns} y={Math.floor(i / columns)} width="1" height="1" fill={glow(value / 255, heat)} />)}
+        {[...shown].map((value, i) => <rect key={i} x={i % columns} y={Math.floor(i / columns)} width="1" height="1" fill={glow(value / 255, facts.heat)} />)}
       </svg>
       <figcaption>on average over images</figcaption>
     </figure>

@@ -66,7 +66,7 @@ export function Steer({ run }: { run: Run }) {
         <Comparison drawing={drawing}>
           {painting !== null && recipe.changes[painting] && <Mask grid={run.facts.grid} tokens={recipe.changes[painting].tokens ?? null} onChange={(tokens) => setChange(painting, { tokens })} />}
         </Comparison>
-        {painting !== null && <p class="quiet">Paint where edit {painting + 1} is to act. Nothing painted is no mask.</p>}
+        {painting !== null && <p class="quiet">Paint where edit {painting + 1} is to act. Nothing painted is no mask.{run.facts.frames && " A mask acts in all frames of the clip."}</p>}
       </div>
     </main>
   );
@@ -90,7 +90,7 @@ function Edit({ run, change, painting, onPaint, onChange, onRemove }: EditProps)
       </div>
       <div class="row">
         <Range label="Steps" value={change.steps ?? [0, 1]} onInput={(value) => onChange({ steps: value[0] === 0 && value[1] === 1 ? null : value })} />
-        <button type="button" aria-pressed={painting} onClick={onPaint}>{painting ? "Done" : change.tokens?.length ? `Mask: ${change.tokens.length} places` : "Paint a mask"}</button>
+        <button type="button" aria-pressed={painting} onClick={onPaint}>{painting ? "Done" : change.tokens?.length ? `Mask: ${change.tokens.length / (run.facts.grid.length > 2 ? run.facts.grid[0] : 1)} places` : "Paint a mask"}</button>
         {change.tokens && <button type="button" class="plain" onClick={() => onChange({ tokens: null })}>no mask</button>}
       </div>
       <Firing run={run} where={change.where ?? null} onChange={(where) => onChange({ where })} />
@@ -163,8 +163,12 @@ function Add({ run, onAdd }: { run: Run; onAdd: (changes: Change[]) => void }) {
 }
 
 /** The tokens of an edit, painted over the image. */
-function Mask({ grid, tokens, onChange }: { grid: [number, number]; tokens: number[] | null; onChange: (tokens: number[] | null) => void }) {
-  const [rows, columns] = grid, box = useRef<HTMLDivElement>(null), on = useRef<boolean | null>(null), chosen = useRef(new Set(tokens ?? []));
+function Mask({ grid, tokens: all, onChange: change }: { grid: number[]; tokens: number[] | null; onChange: (tokens: number[] | null) => void }) {
+  const [rows, columns] = grid.slice(-2), frames = grid.length > 2 ? grid[0] : 1, places = rows * columns;
+  // Of a clip what is painted stands for these places of every frame.
+  const tokens = useMemo(() => (frames === 1 ? all : all && [...new Set(all.map((token) => token % places))]), [all, frames, places]);
+  const onChange = (painted: number[] | null) => change(painted && Array.from({ length: frames }, (_, frame) => painted.map((token) => frame * places + token)).flat());
+  const box = useRef<HTMLDivElement>(null), on = useRef<boolean | null>(null), chosen = useRef(new Set(tokens ?? []));
   const [cursor, setCursor] = useState(0);
   chosen.current = new Set(tokens ?? []);
   const put = (token: number, how: boolean) => { if (how) chosen.current.add(token); else chosen.current.delete(token); onChange(chosen.current.size ? [...chosen.current].sort((a, b) => a - b) : null); };

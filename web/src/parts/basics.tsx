@@ -2,6 +2,7 @@
 
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef } from "preact/hooks";
+import { clock, framesOf, mapOf, useFrame } from "../clock";
 import { veil } from "../heat";
 import { href } from "../route";
 import { useRun, type Run } from "../store";
@@ -23,8 +24,9 @@ export function LatentName({ run, latent }: { run: Run; latent: number }) {
 }
 
 /** A thumbnail with the veil of a latent's map, or without. */
-export function Thumbnail({ run, image, map, size, label }: { run: Run; image: number; map?: ArrayLike<number>; size: number; label: string }) {
+export function Thumbnail({ run, image, map, size, label }: { run: Run; image: number; map?: Uint8Array; size: number; label: string }) {
   useRun(run);
+  const frame = useFrame(framesOf(run.facts));
   const canvas = useRef<HTMLCanvasElement>(null);
   const height = Math.round(size * run.sheets.shape);
   useEffect(() => {
@@ -33,36 +35,39 @@ export function Thumbnail({ run, image, map, size, label }: { run: Run; image: n
     at.height = height * ratio;
     const context = at.getContext("2d")!;
     context.imageSmoothingQuality = "high";
-    if (run.sheets.draw(context, image, 0, 0, at.width, at.height) && map) veil(context, map, run.facts.map, run.facts, 0, 0, at.width, at.height);
+    if (run.sheets.draw(context, image, 0, 0, at.width, at.height) && map) veil(context, mapOf(run.facts, map, frame), run.facts, 0, 0, at.width, at.height);
   });
   return <canvas ref={canvas} class="thumbnail" style={{ width: `${size}px`, height: `${height}px` }} role="img" aria-label={label} />;
 }
 
 /** A picture in full, with a veil that a pointer, or the focus of its link, lifts. */
-export function Picture({ run, image, map, size, label }: { run: Run; image: number; map?: ArrayLike<number>; size: number; label: string }) {
+export function Picture({ run, image, map, size, label }: { run: Run; image: number; map?: Uint8Array; size: number; label: string }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const height = Math.round((size * run.facts.picture[0]) / run.facts.picture[1]);
   useEffect(() => {
-    let here = true;
+    let here = true, veiled = true;
+    const frames = framesOf(run.facts);
     const picture = new Image();
     picture.src = run.picture(image);
-    const draw = (veiled: boolean) => {
+    const draw = () => {
       const at = canvas.current;
-      if (!here || !at) return;
+      if (!here || !at || !picture.complete || !picture.naturalWidth) return;
       const ratio = devicePixelRatio || 1;
       at.width = size * ratio;
       at.height = height * ratio;
       const context = at.getContext("2d")!;
-      context.imageSmoothingEnabled = picture.naturalWidth > at.width / 2;
-      context.drawImage(picture, 0, 0, at.width, at.height);
-      if (map && veiled) veil(context, map, run.facts.map, run.facts, 0, 0, at.width, at.height);
+      const frame = clock.tick % frames, width = picture.naturalWidth / frames;
+      context.imageSmoothingEnabled = width > at.width / 2;
+      context.drawImage(picture, frame * width, 0, width, picture.naturalHeight, 0, 0, at.width, at.height);
+      if (map && veiled) veil(context, mapOf(run.facts, map, frame), run.facts, 0, 0, at.width, at.height);
     };
-    picture.onload = () => draw(true);
+    picture.onload = draw;
+    const stop = frames > 1 ? clock.listen(draw) : () => {};
     const at = canvas.current!;
-    const lift = () => draw(false), lay = () => draw(true);
+    const lift = () => { veiled = false; draw(); }, lay = () => { veiled = true; draw(); };
     const link = at.closest("a"), heard: [EventTarget | null, string, () => void][] = [[at, "pointerenter", lift], [at, "pointerleave", lay], [link, "focus", lift], [link, "blur", lay]];
     for (const [target, name, listener] of heard) target?.addEventListener(name, listener);
-    return () => { here = false; for (const [target, name, listener] of heard) target?.removeEventListener(name, listener); };
+    return () => { here = false; stop(); for (const [target, name, listener] of heard) target?.removeEventListener(name, listener); };
   }, [run, image, map, size]);
   return <canvas ref={canvas} class="picture" style={{ width: `${size}px`, height: `${height}px` }} role="img" aria-label={label} />;
 }
@@ -81,6 +86,20 @@ export function Profile({ values, timesteps, label, height = 28, axis = false }:
     <figure class="profile">
       <svg viewBox="0 0 100 100" preserveAspectRatio="none" style={{ height: `${height}px` }} role="img" aria-label={label}>{bars}</svg>
       {axis && <figcaption><span>noise (t {Math.round(timesteps[order[0]])})</span><span>image (t {Math.round(timesteps[order[n - 1]])})</span></figcaption>}
+    </figure>
+  );
+}
+
+/** Values in each frame of tokens of clips, from the first on the left. */
+export function Along({ values, said, write, height = 90 }: { values: number[]; said: string; write: (value: number) => string; height?: number }) {
+  const n = values.length, most = Math.max(1e-12, ...values);
+  return (
+    <figure class="profile">
+      <svg viewBox="0 0 100 100" preserveAspectRatio="none" style={{ height: `${height}px` }} role="img" aria-label={`${said}, frame by frame: ${values.map(write).join(", ")}`}>{values.map((value, i) => {
+        const h = Math.max(value > 0 ? 1.5 : 0, (value / most) * 100);
+        return <rect key={i} x={(i / n) * 100 + 0.5} y={100 - h} width={100 / n - 1} height={h}><title>{`frame ${i + 1}: ${write(value)}`}</title></rect>;
+      })}</svg>
+      <figcaption><span>{said}, first frame</span><span>last of {n} frames of tokens</span></figcaption>
     </figure>
   );
 }

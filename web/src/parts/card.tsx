@@ -1,6 +1,7 @@
 // The card of a latent: its name, its top images with where it fires in them, and when it fires.
 
 import { useEffect, useRef } from "preact/hooks";
+import { framesOf, mapOf, useFrame } from "../clock";
 import { veil } from "../heat";
 import type { Run } from "../store";
 import type { Card as Data } from "../wire";
@@ -13,20 +14,21 @@ const TILE = 66;
 function Strip({ run, card, label }: { run: Run; card: Data; label: string }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const drawn = useRef("");
+  const frame = useFrame(framesOf(run.facts));
   const n = run.facts.onCard, height = Math.round(TILE * run.sheets.shape);
   useEffect(() => {
-    const at = canvas.current!, ratio = devicePixelRatio || 1, key = `${card.latent} ${ratio}`;
+    const at = canvas.current!, ratio = devicePixelRatio || 1, key = `${card.latent} ${ratio} ${frame}`;
     if (drawn.current === key) return;
     at.dataset.drawn = "no";
     at.width = (n * TILE + (n - 1) * 3) * ratio;
     at.height = height * ratio;
-    const context = at.getContext("2d")!, cells = run.facts.map[0] * run.facts.map[1];
+    const context = at.getContext("2d")!, cells = run.facts.map.reduce((a, b) => a * b);
     context.imageSmoothingQuality = "medium";
     let whole = true;
     for (let i = 0; i < n; i++) {
       if (card.images[i] < 0) continue;
       const x = i * (TILE + 3) * ratio, side = TILE * ratio, tall = height * ratio;
-      if (run.sheets.draw(context, card.images[i], x, 0, side, tall)) veil(context, card.maps.subarray(i * cells, (i + 1) * cells), run.facts.map, run.facts, x, 0, side, tall);
+      if (run.sheets.draw(context, card.images[i], x, 0, side, tall)) veil(context, mapOf(run.facts, card.maps.subarray(i * cells, (i + 1) * cells), frame), run.facts, x, 0, side, tall);
       else whole = false;
     }
     if (whole) { drawn.current = key; at.dataset.drawn = "yes"; }

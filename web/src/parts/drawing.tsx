@@ -4,6 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import type { Run } from "../store";
 import { post, type JobEvent, type Recipe } from "../wire";
 import { Message } from "./basics";
+import { Clip } from "./clip";
 
 // Not randomUUID: that is only for pages from this machine or over https.
 const page = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
@@ -11,7 +12,7 @@ const page = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
 // is shown when the last one is this many times its own painting's time ago, within limits in milliseconds.
 const REST = 15, SOONEST = 80, LATEST = 400;
 
-export interface Drawn { src: string; final: boolean; strength?: number; remark?: string | null }
+export interface Drawn { src: string; frames?: number; moving?: string; final: boolean; strength?: number; remark?: string | null }
 /** One drawing at a time of a part of the page. What it tells often, only those who listen hear: the page around is large. */
 export class Drawing {
   before?: Drawn;
@@ -82,7 +83,7 @@ export class Drawing {
       const begun = performance.now();
       next = begun + LATEST;
       requestAnimationFrame(() => setTimeout(() => { next = begun + Math.min(LATEST, Math.max(SOONEST, REST * (performance.now() - begun))); }));
-      this.place(newest, { src: `data:image/jpeg;base64,${newest.jpeg}`, final: false }, `${newest.which === "before" ? "without the edit" : "edited"}, step ${newest.step} of ${newest.of}`);
+      this.place(newest, { src: `data:image/jpeg;base64,${newest.jpeg}`, frames: newest.frames, final: false }, `${newest.which === "before" ? "without the edit" : "edited"}, step ${newest.step} of ${newest.of}`);
       newest = null;
     };
     events.onmessage = (message) => {
@@ -98,7 +99,7 @@ export class Drawing {
       due = 0;
       newest = null;
       if (said.event === "loading") this.set({ progress: "loading the pipeline …" });
-      if (said.event === "image") this.place(said, { src: `data:image/png;base64,${said.png}`, final: true, strength: said.strength, remark: said.remark });
+      if (said.event === "image") this.place(said, { src: `data:image/png;base64,${said.png}`, frames: said.frames, moving: said.webp && `data:image/webp;base64,${said.webp}`, final: true, strength: said.strength, remark: said.remark });
       if (said.event === "done" || said.event === "cancelled" || said.event === "failed") {
         events.close();
         this.job = "";
@@ -126,6 +127,10 @@ export function useDrawing(run: Run): Drawing {
   return drawing;
 }
 
+function Save({ name, drawn }: { name: string; drawn?: Drawn }) {
+  return <a class="button" download={`${name}.${drawn?.moving ? "webp" : "png"}`} href={drawn?.moving ?? drawn?.src}>Save {name}</a>;
+}
+
 /** Before and after, one over the other with a line that is moved, and the row of strengths. */
 export function Comparison({ drawing, children }: { drawing: Drawing; children?: preact.ComponentChildren }) {
   const [at, setAt] = useState(50), [which, setWhich] = useState(0);
@@ -139,8 +144,8 @@ export function Comparison({ drawing, children }: { drawing: Drawing; children?:
       {(before || shown || children) && (
         <div class="pair">
           <div class="over">
-            {before ? <img class="before" src={before.src} alt="the image without the edit" data-final={before.final ? "yes" : "no"} /> : <div class="blank">before</div>}
-            {shown && <img class="after" src={shown.src} alt="the edited image" data-final={shown.final ? "yes" : "no"} style={{ clipPath: `inset(0 0 0 ${at}%)` }} />}
+            {before ? <Clip class="before" src={before.src} frames={before.frames} alt="the image without the edit" data-final={before.final ? "yes" : "no"} /> : <div class="blank">before</div>}
+            {shown && <Clip class="after" src={shown.src} frames={shown.frames} alt="the edited image" data-final={shown.final ? "yes" : "no"} style={{ clipPath: `inset(0 0 0 ${at}%)` }} />}
             {shown && <span class="line" style={{ left: `${at}%` }} />}
             {children}
           </div>
@@ -148,10 +153,10 @@ export function Comparison({ drawing, children }: { drawing: Drawing; children?:
         </div>
       )}
       {after.length > 1 && <div class="strengths" role="group" aria-label="strengths">{after.map((each, i) => each && (
-        <button key={i} type="button" aria-pressed={which === i} onClick={() => setWhich(i)}><img src={each.src} alt={`strength ${each.strength ?? ""}`} /><span>{each.strength ?? "…"}</span></button>
+        <button key={i} type="button" aria-pressed={which === i} onClick={() => setWhich(i)}><Clip src={each.src} frames={each.frames} alt={`strength ${each.strength ?? ""}`} /><span>{each.strength ?? "…"}</span></button>
       ))}</div>}
       {shown?.remark && <Message>{shown.remark}</Message>}
-      {shown?.final && <p class="ways"><a class="button" download="before.png" href={before?.src}>Save before</a><a class="button" download="after.png" href={shown.src}>Save after</a></p>}
+      {shown?.final && <p class="ways"><Save name="before" drawn={before} /><Save name="after" drawn={shown} /></p>}
     </div>
   );
 }
