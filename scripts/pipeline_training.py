@@ -148,12 +148,14 @@ class Kind:
         pipeline: the class.
         rise: steps over which the learning rate rises.
         forget: the least share of a step's weights in their exponential average.
+        high: below 1, and the lower the more, high noise is drawn more often than low.
     """
 
     predict: Predict
     pipeline: type[DiffusionPipeline]
     rise: int = 300
     forget: float = 0.0015
+    high: float = 0.7
 
 
 def fit_transformer(
@@ -188,7 +190,7 @@ def fit_transformer(
     progress = Progress("transformer", first, steps)
     losses: list[float] = []
     for step in range(first + 1, steps + 1):
-        loss = _loss(model, tokenizer, alphas, draw, np.random.default_rng([seed, step]), kind.predict)
+        loss = _loss(model, tokenizer, alphas, draw, np.random.default_rng([seed, step]), kind)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = lr * _warmth(step, steps, kind.rise)
@@ -218,20 +220,20 @@ def _loss(
     alphas: Tensor,
     draw: Draw,
     rng: np.random.Generator,
-    predict: Predict,
+    kind: Kind,
 ) -> float:
     """The loss on one batch, whose gradients are added to those of ``model``."""
     noise_source = torch.Generator().manual_seed(int(rng.integers(2**62)))
     x0, captions = draw(rng)
     # Attributes are decided at high noise, so those timesteps are drawn more often than low ones.
-    t = (1000 * torch.rand(len(x0), generator=noise_source) ** 0.7).long().clamp(max=999)
+    t = (1000 * torch.rand(len(x0), generator=noise_source) ** kind.high).long().clamp(max=999)
     noise = torch.randn(x0.shape, generator=noise_source)
     row = (-1, *[1] * (x0.ndim - 1))
     a, s = alphas[t].sqrt().view(row), (1 - alphas[t]).sqrt().view(row)
     # On a CPU the backward pass of bf16 flash attention is slower than that of plain products.
     attention = sdpa_kernel(SDPBackend.MATH) if BF16 else nullcontext()
     with torch.autocast("cpu", torch.bfloat16, enabled=BF16), attention:
-        predicted = predict(model, a * x0 + s * noise, t, captions, tokenizer, noise_source)
+        predicted = kind.predict(model, a * x0 + s * noise, t, captions, tokenizer, noise_source)
         # The other half of the channels would be the variance.
         loss = F.mse_loss(predicted[:, : x0.shape[1]].float(), a * noise - s * x0)
         loss.backward()

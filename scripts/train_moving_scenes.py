@@ -27,8 +27,8 @@ from tide.scenes.moving import MovingScene, clips_of, directions, moving_prompts
 from tide.scenes.scene import SHORT_TEMPLATES, TEMPLATES
 from tide.scenes.video import build_video_pipeline
 
-STEPS = 700
-SCENES = 2_000
+STEPS = 400
+SCENES = 1_200
 SAVED_EVERY = 100
 DRAWING_STEPS = 20
 #: Tokens that a LattePipeline pads prompts to.
@@ -100,7 +100,7 @@ def _of_clips(
     return predicted(model, noisy, t, captions, tokenizer, torch.rand(len(captions), generator=rng) < 0.5)
 
 
-LATTE = Kind(_of_clips, LattePipeline, rise=50, forget=0.01)
+LATTE = Kind(_of_clips, LattePipeline, rise=50, forget=0.02, high=0.4)
 
 
 def load_start(folder: Path | None) -> PixArtAlphaPipeline:
@@ -119,7 +119,7 @@ def train(
     steps: int = STEPS,
     batch: int = 8,
     n_scenes: int = SCENES,
-    lr: float = 6e-4,
+    lr: float = 8e-4,
     start: Path | None = None,
 ) -> LattePipeline:
     """Minimises the MSE of the v-prediction; saves the exponential average of the weights to ``out``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tide.scenes.moving import (
     travelled,
 )
 from tide.scenes.pipeline import build_tokenizer
+from tide.scenes.render import place_of
 from tide.scenes.scene import SHORT_TEMPLATES, TEMPLATES, VOCABULARY
 
 EVERY = list(moving_scenes("test", 30, seed=4))
@@ -42,7 +45,7 @@ def test_a_clip_is_what_its_caption_says():
     assert clip.regions.shape == (8, 64, 64)
     assert {mask.shape for mask in clip.masks.values()} == {(8, 64, 64)}
     places = [centre(mask) for mask in clip.masks["cube"]]
-    np.testing.assert_allclose(np.diff(places), -22 / 7, atol=0.7)  # the edge of the image cuts a little off
+    np.testing.assert_allclose(np.diff(places), -36 / 7, atol=0.7)  # the edge of the image cuts a little off
     shadows = [centre(mask) for mask in clip.masks["shadow"]]
     assert np.corrcoef(places, shadows)[0, 1] > 0.99
 
@@ -50,12 +53,19 @@ def test_a_clip_is_what_its_caption_says():
 def test_every_frame_is_a_still_rendering_and_a_still_clip_the_still_scene():
     for item in EVERY[:10]:
         clip = render_clip(item, n_frames=5)
-        middle = render(item.scene)
-        np.testing.assert_array_equal(clip.frames[2], middle.image)
-        for concept, mask in middle.masks.items():
+        third = render(item.scene, item.shifts(5)[2])
+        np.testing.assert_array_equal(clip.frames[2], third.image)
+        for concept, mask in third.masks.items():
             np.testing.assert_array_equal(clip.masks[concept][2], mask)
         still = render_clip(MovingScene(item.scene, "standing still"), n_frames=3)
-        assert (still.frames == middle.image).all()
+        assert (still.frames == render(item.scene).image).all()
+
+
+def test_objects_stay_in_the_image_and_face_where_they_go():
+    for item in moving_scenes("train", 60):
+        assert item.direction in ("still", item.scene.orientation)
+        for shift in item.shifts():
+            assert 8 < place_of(item.scene) + shift < 56
 
 
 def test_ground_and_sky_stay_where_they_are():
@@ -72,7 +82,8 @@ def test_the_same_seed_gives_the_same_clips():
     assert first == again
     assert first == list(moving_scenes("train", 20, seed=3))[:12]
     assert first != list(moving_scenes("train", 12, seed=5))
-    assert [item.scene for item in first] == list(scenes("train", 12, seed=3))
+    turned = [replace(scene, orientation="left") for scene in scenes("train", 12, seed=3)]
+    assert [replace(item.scene, orientation="left") for item in first] == turned
     assert torch.equal(clips_of(first[:2]), clips_of(again[:2]))
     assert moving_prompts("dev", 4, 1) == moving_prompts("dev", 4, 1)
     motions = [item.motion for item in moving_scenes("train", 50)]
@@ -96,8 +107,10 @@ def test_masks_over_frames_are_those_of_still_scenes():
     for concept, mask in masks.items():
         assert mask.shape == (6, 5 * 64)
         assert mask.dtype == torch.bool
-        middle = concept_masks([item.scene for item in EVERY[:6]], (8, 8))[concept]
-        assert torch.equal(mask.unflatten(1, (5, 64))[:, 2], middle)
+        still = [i for i, item in enumerate(EVERY[:6]) if item.direction == "still"]
+        wanted = concept_masks([EVERY[i].scene for i in still], (8, 8))[concept]
+        assert still
+        assert torch.equal(mask.unflatten(1, (5, 64))[still, 3], wanted)
     cone = MovingScene(Scene("cone", "blue", "near", "without", "sand"), "standing still")
     shadows = clip_masks([cone], (2, 4, 4), n_frames=2)
     assert not shadows["shadow"].any()
@@ -125,7 +138,7 @@ def test_the_judge_sees_where_the_object_moves():
     judge = load_judge()
     assert directions(judge, clips) == [item.direction for item in EVERY]
     wanted = torch.tensor([MOTIONS[item.motion] for item in EVERY])
-    assert (travelled(judge, clips) - wanted).abs().max() < 4.5  # an object at the edge is cut off
+    assert (travelled(judge, clips) - wanted).abs().max() < 10  # an object at the edge is cut off
     empty = torch.from_numpy(render(EVERY[0].scene, shift=-200.0).image).permute(2, 0, 1) * 2 - 1
     assert directions(judge, empty[None, :, None].expand(-1, -1, 4, -1, -1)) == ["unseen"]
 

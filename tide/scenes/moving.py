@@ -1,14 +1,14 @@
 """Clips of scenes in which the object moves: their captions, frames, and masks over frames, drawn by the renderer of
 still scenes.
 
-The object travels to the left or to the right, slowly or quickly, or stands still; its shadow follows. Ground, sky,
-light, tints and wear are those of the scene in every frame.
+The object travels to the left or to the right, slowly or quickly, or stands still; its shadow follows. It faces where
+it goes. Ground, sky, light, tints and wear are those of the scene in every frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tide.errors import TideError
 from tide.interpretation.concepts import Annotated
 from tide.scenes.annotate import activations, rendered_masks
 from tide.scenes.judge import Judge
-from tide.scenes.render import REGIONS, Array, Mask, Rendering, render
+from tide.scenes.render import REGIONS, Array, Mask, Rendering, place_of, render
 from tide.scenes.scene import TEMPLATES, VOCABULARY, Scene, Split, scenes
 
 #: Frames of a clip.
@@ -28,14 +28,16 @@ N_FRAMES = 8
 MOST_FRAMES = 1024
 #: What captions say of the motion -> the pixels that the object travels to the right from the first frame to the last.
 MOTIONS: dict[str, float] = {
-    "moving left slowly": -10.0,
-    "moving left quickly": -22.0,
-    "moving right slowly": 10.0,
-    "moving right quickly": 22.0,
+    "moving left slowly": -18.0,
+    "moving left quickly": -36.0,
+    "moving right slowly": 18.0,
+    "moving right quickly": 36.0,
     "standing still": 0.0,
 }
 #: Between standing still and moving slowly, half way.
-_LEAST_TRAVEL = 5.0
+_LEAST_TRAVEL = 9.0
+#: Paths lie around this column, and their middles so much closer to it than still objects stand.
+_CENTRE, _CLOSER = 31.0, 0.3
 
 #: The words of captions of clips. Those of still scenes come first, so that they keep their tokens.
 MOVING_VOCABULARY: tuple[str, ...] = (
@@ -49,7 +51,7 @@ class MovingScene:
     """A scene whose object moves.
 
     Attributes:
-        scene: what is seen; half way, the object stands where it stands in the still scene.
+        scene: what is seen.
         motion: of :data:`MOTIONS`.
     """
 
@@ -77,8 +79,12 @@ class MovingScene:
         """How far the object is from its place in the still scene, in pixels to the right, in each of ``n_frames``."""
         if not 1 <= n_frames <= MOST_FRAMES:
             raise TideError(f"a clip of {n_frames} frames is asked for; give from 1 to {MOST_FRAMES}")
-        middle = (n_frames - 1) / 2
-        return [MOTIONS[self.motion] * (i - middle) / max(n_frames - 1, 1) for i in range(n_frames)]
+        if self.direction == "still":
+            return [0.0] * n_frames
+        place = place_of(self.scene)
+        middle = _CENTRE + _CLOSER * (place - _CENTRE)
+        travels = np.linspace(-0.5, 0.5, n_frames) if n_frames > 1 else np.zeros(1)
+        return [float(middle - place + MOTIONS[self.motion] * travel) for travel in travels]
 
     def renderings(self, n_frames: int = N_FRAMES) -> list[Rendering]:
         """Each frame as a still rendering."""
@@ -116,8 +122,8 @@ def render_clip(scene: MovingScene, n_frames: int = N_FRAMES) -> Clip:
 
 
 def moving_scenes(split: Split, n: int, seed: int = 0) -> Iterator[MovingScene]:
-    """``n`` scenes of ``split``, those of :func:`~tide.scenes.scenes`, with motions in a random order, each of which
-    comes equally often.
+    """``n`` scenes of ``split``, those of :func:`~tide.scenes.scenes` with the object turned to where it moves. Motions
+    come in a random order and equally often.
 
     ``seed`` is that of scenes and motions, and the first scenes are the same for every ``n``.
 
@@ -127,7 +133,9 @@ def moving_scenes(split: Split, n: int, seed: int = 0) -> Iterator[MovingScene]:
     order: list[str] = []
     for scene in scenes(split, n, seed):
         order = order or [str(motion) for motion in rng.permutation(list(MOTIONS))]
-        yield MovingScene(scene, order.pop())
+        moving = MovingScene(scene, order.pop())
+        still = moving.direction == "still"
+        yield moving if still else replace(moving, scene=scene.changed("orientation", moving.direction))
 
 
 def moving_prompts(split: Split, n: int, seed: int = 0) -> list[tuple[MovingScene, str]]:

@@ -10,7 +10,7 @@ sketched scene is drawn in pencil and wash on paper, ground and sky included.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,6 +228,22 @@ def _sketch(image: Array) -> Array:
 _DRAW = {"sphere": _sphere, "cube": _cube, "cone": _cone, "house": _house, "tree": _tree}
 
 
+def _setting(scene: Scene, rng: np.random.Generator) -> tuple[float, _Pose]:
+    """The row of the horizon, and how the object stands; the first numbers that ``rng`` gives."""
+    near = scene.depth == "near"
+    return float(rng.uniform(27, 31)), _Pose(
+        cx=float(rng.uniform(26, 34) if near else rng.uniform(18, 44)),
+        base=float(rng.uniform(54, 58) if near else rng.uniform(39, 42)),
+        height=float(rng.uniform(40, 44) if near else rng.uniform(20, 22)),
+        facing=1.0 if scene.orientation == "left" else -1.0,
+    )
+
+
+def place_of(scene: Scene) -> float:
+    """Where the object stands, in pixels from the left."""
+    return _setting(scene, np.random.default_rng([scene.seed, 11]))[1].cx
+
+
 def render(scene: Scene, shift: float = 0.0) -> Rendering:
     """The image of ``scene`` and its masks; the same scene gives the same bits.
 
@@ -237,14 +253,8 @@ def render(scene: Scene, shift: float = 0.0) -> Rendering:
     ground, ``sketched`` the whole image, parts and ``shadow`` themselves, and all other concepts the object.
     """
     rng = np.random.default_rng([scene.seed, 11])
-    near = scene.depth == "near"
-    horizon = float(rng.uniform(27, 31))
-    pose = _Pose(
-        cx=float(rng.uniform(26, 34) if near else rng.uniform(18, 44)) + shift,
-        base=float(rng.uniform(54, 58) if near else rng.uniform(39, 42)),
-        height=float(rng.uniform(40, 44) if near else rng.uniform(20, 22)),
-        facing=1.0 if scene.orientation == "left" else -1.0,
-    )
+    horizon, standing = _setting(scene, rng)
+    pose = replace(standing, cx=standing.cx + shift)
 
     sky_top = np.array([0.36, 0.58, 0.86], np.float32) + rng.uniform(-0.05, 0.05, 3).astype(np.float32)
     sky_low = np.array([0.78, 0.87, 0.95], np.float32) + rng.uniform(-0.04, 0.04, 3).astype(np.float32)
