@@ -37,6 +37,8 @@ MEASURED = ("object", "shadow", *ATTRIBUTES["class"], *ATTRIBUTES["colour"], *AT
 #: directions, and how often the other clips show each concept at the token's place, which no activation is needed for.
 BASELINES = ("neuron", "pca", "random", "place")
 STEPS = 300
+#: The block over the tokens of a frame that begins as block 6 of the bundled pipeline, and the one over frames behind.
+BLOCK, NEXT = 12, 13
 #: Rows that the random autoencoder is calibrated on.
 FITTED = 16_384
 
@@ -165,7 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pipeline", type=Path, default=Path("runs/moving-scenes/final"))
     parser.add_argument("--out", type=Path, default=Path("runs/moving-scenes/measured"))
-    parser.add_argument("--blocks", type=int, nargs="+", default=[10, 11], help="even: of a frame, odd: over frames")
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[BLOCK, NEXT], help="even: of a frame, odd: over frames"
+    )
     parser.add_argument("--steps", type=count, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
