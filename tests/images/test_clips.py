@@ -159,3 +159,13 @@ def test_unreadable_clips_can_be_skipped(tmp_path):
     with pytest.warns(TideWarning, match=r"short\.gif has 2 frames and 5 are needed.*; skipped"):
         clips, _ = next(iter(open_data(tmp_path, (5, 16, 16), on_error="skip", seed=None)))
     assert len(clips) == 1
+
+
+def test_a_column_of_videos_of_datasets(tmp_path):
+    """Read as bytes or paths, and not by the library's own decoder."""
+    datasets = pytest.importorskip("datasets", reason="an extra")
+    file = written(tmp_path / "a.gif")
+    rows = datasets.Dataset.from_dict({"video": [str(file)], "text": ["a cube"]}).cast_column("video", datasets.Video())
+    clips, captions = next(iter(open_data(rows, (5, 16, 32), seed=None)))
+    assert clips.shape == (1, 3, 5, 16, 32)
+    assert captions == ["a cube"]
