@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -116,10 +117,10 @@ class Asked:
         return images, captions
 
     def _side(self, images: list[Prepared], captions: list[str], source: Source, first: int = 0) -> Side:
-        height, width = self._grid
-        least = min(1.0, max(SHARE, LEAST_TOKENS / (height * width)))
+        n_tokens = prod(self._grid)
+        least = min(1.0, max(SHARE, LEAST_TOKENS / n_tokens))
         fraction = least if self.token_fraction is None else self.token_fraction
-        places = token_places(first + len(captions), height * width, fraction, self.seed)[first:]
+        places = token_places(first + len(captions), n_tokens, fraction, self.seed)[first:]
         return Side(images, captions, places, source, first)
 
     @property

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tide.adapters import Adapter
 from tide.adapters.base import Text
-from tide.adapters.sizes import caption_length, image_size, n_tokens
+from tide.adapters.sizes import caption_length, image_size, latent_size, n_tokens
 from tide.editing.where import Detector
 from tide.guards.definition import Guard
 from tide.guards.words import STATES
@@ -68,15 +68,14 @@ def guard_cost(
     Raises:
         TideError: the size does not divide into tokens.
     """
-    height, width = image_size(adapter, size)
-    scale = adapter.pixels_per_latent
+    pixels = image_size(adapter, size)
     text = adapter.encode_prompts([""], caption_length(adapter)) if text is None else text
-    latents = torch.zeros(1, adapter.latent_channels, height // scale, width // scale, device=adapter.device)
+    latents = torch.zeros(1, adapter.latent_channels, *latent_size(adapter, pixels), device=adapter.device)
     timestep = float(guard.when.timesteps[0])
     detectors = [guard.when, *(guard.where.detectors if guard.where is not None else ())]
     states = text.get(STATES)
     return cost_of(
-        n_tokens(adapter, (height, width)),
+        n_tokens(adapter, pixels),
         adapter.d_model,
         latents=[_encoded(each) for each in detectors],
         modulation=_weights(guard.when.model.modulation),

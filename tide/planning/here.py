@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from tide.activations import ActivationBatch, CollectOptions, StoreWriter, collect, prepare
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_size, n_tokens
+from tide.clip import clip_writer
 from tide.data import open_source
 from tide.devices import device_memory
 from tide.errors import TideError
@@ -131,9 +132,9 @@ def _timed(batches: Iterator[ActivationBatch], drawn: list[float]) -> Iterator[A
 def _pool(adapter: Adapter, size: tuple[int, ...] | None, tokens: int) -> list[ActivationBatch]:
     """At least two steps' activations of the last block: all tokens of some images of noise."""
     options = CollectOptions(token_fraction=1.0)
-    height, width = image_size(adapter, size)
-    n = math.ceil(2 * tokens / options.rows_per_image(n_tokens(adapter, (height, width))))
-    data = (torch.rand(n, 3, height, width) * 2 - 1, ["a picture"] * n)
+    pixels = image_size(adapter, size)
+    n = math.ceil(2 * tokens / options.rows_per_image(n_tokens(adapter, pixels)))
+    data = (torch.rand(n, 3, *pixels) * 2 - 1, ["a picture"] * n)
     found = collect(adapter, data, [-1], options, max_sequence_length=caption_length(adapter))
     return [batch for passed in found for batch in passed.values()]
 
@@ -176,13 +177,17 @@ def _assumed(device: torch.device) -> dict[str, Constant]:
 
 
 def _write_pictures(folder: Path, adapter: Adapter, size: tuple[int, ...] | None, n: int) -> None:
-    """Smooth noise in ``n`` JPEG files, each with a caption."""
-    height, width = image_size(adapter, size)
+    """Smooth noise in ``n`` JPEG files, each with a caption; for a pipeline of videos in GIF files that stand still."""
+    *frames, height, width = image_size(adapter, size)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 8, 8, generator=generator) * 2 - 1
     folder.mkdir()
     for number, image in enumerate(F.interpolate(coarse, (height, width), mode="bicubic").clamp(-1, 1)):
-        to_image(image).save(folder / f"{number}.jpg")
+        picture = to_image(image)
+        if frames:
+            clip_writer([picture] * frames[0], ".gif")(folder / f"{number}.gif")
+        else:
+            picture.save(folder / f"{number}.jpg")
         (folder / f"{number}.txt").write_text("a picture")
 
 

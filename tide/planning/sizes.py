@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -169,7 +170,7 @@ def _sizes(
         d_model=d_model,
         n_blocks=n_blocks,
         n_tokens=tokens,
-        n_pixels=size[0] * size[1],
+        n_pixels=prod(size),
         family=adapter.family,
         pass_flops=_pass_flops(images, tokens, captions, caption_tokens, d_model, n_blocks),
         encode_flops=_vae_flops(adapter, size) + sum(2 * sum(_weights(text)) * caption_tokens for text in texts),
@@ -203,7 +204,12 @@ def _vae_flops(adapter: Adapter, size: tuple[int, ...]) -> float:
     with torch.device("meta"):
         bare = type(vae).from_config(vae.config)
     with FlopCounterMode(display=False) as counted, torch.no_grad():
-        bare.encode(torch.empty(1, 3, *size, device="meta"))
+        try:
+            bare.encode(torch.empty(1, 3, *size, device="meta"))
+        except (RuntimeError, ValueError):
+            if len(size) == 2:
+                raise
+            bare.encode(torch.empty(size[0], 3, *size[1:], device="meta"))  # of pictures, frame by frame (Latte)
     return float(counted.get_total_flops())
 
 

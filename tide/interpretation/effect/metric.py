@@ -33,7 +33,8 @@ class Asked:
     own: Tensor
 
 
-#: From predictions ``[..., images, c, h, w]`` to a number for each, ``[..., images]``. Gradients flow through it.
+#: From predictions ``[..., images, c, h, w]``, of clips with frames before h, to a number for each, ``[..., images]``.
+#: Gradients flow through it.
 Measure = Callable[[Tensor], Tensor]
 #: What is measured at a step. It is called once a step; a measure that is the same at every step is
 #: ``lambda asked: measure``.
@@ -49,10 +50,11 @@ def towards(own: Tensor, wanted: Tensor) -> Measure:
     Raises :class:`~tide.errors.TideError` where both are the same.
     """
     way = wanted - own
-    length = way.square().sum((-3, -2, -1))
+    image = tuple(range(1 - own.ndim, 0))  # the dimensions of one image, or clip
+    length = way.square().sum(image)
     if not bool((length > 0).all()):
         raise TideError("both prompts predict the same, so there is no way to go; name words that the model knows")
-    return lambda prediction: ((prediction - own) * way).sum((-3, -2, -1)) / length
+    return lambda prediction: ((prediction - own) * way).sum(image) / length
 
 
 def towards_prompt(adapter: Adapter, prompts: Sequence[str]) -> Metric:

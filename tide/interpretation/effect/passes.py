@@ -40,10 +40,11 @@ class Held:
     def measured(self, prediction: Tensor) -> Tensor:
         """The metric of ``prediction [..., images, c, h, w]``, ``[..., images]``."""
         found = self.measure(prediction)
-        if found.shape != prediction.shape[:-3]:
+        each = prediction.shape[: 1 - self.asked.latents.ndim]
+        if found.shape != each:
             raise TideError(
                 f"the metric of predictions {list(prediction.shape)} has shape {list(found.shape)}; let it return one "
-                f"number for each, {list(prediction.shape[:-3])}"
+                f"number for each, {list(each)}"
             )
         return found
 
@@ -52,7 +53,8 @@ class Held:
         n, config, asked = len(x), self.model.config, self.asked
         text = {name: value.repeat(n, *[1] * (value.ndim - 1)) for name, value in asked.text.items()}
         with tap(self.adapter, {config.trained_block: lambda _, call: x.flatten(0, 1)}, config.tensor):
-            prediction = self.adapter.denoise(asked.latents.repeat(n, 1, 1, 1), asked.timestep, text)
+            latents = asked.latents.repeat(n, *(1,) * (asked.latents.ndim - 1))
+            prediction = self.adapter.denoise(latents, asked.timestep, text)
         return self.measured(prediction.unflatten(0, (n, -1)))
 
     def columns(self, features: Sequence[int]) -> Tensor:
