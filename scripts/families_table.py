@@ -105,7 +105,7 @@ def _conditioning(spec: Spec) -> str:
 
 
 def _received(spec: Spec) -> str:
-    return _RECEIVED.get(spec.timestep_unit, "a number of its own")
+    return spec.received or _RECEIVED.get(spec.timestep_unit, "a number of its own")
 
 
 def _guided(spec: Spec) -> str:

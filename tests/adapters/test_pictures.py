@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.families import FAMILIES, adapter
-from tests.helpers.families.parts_a_pictures import OF_FAMILIES, picture_pipeline
+from tests.helpers.families.parts_pictures import OF_FAMILIES, picture_pipeline
 from tide.adapters import Adapter, adapter_for, registry, tap
 from tide.adapters.pipelines import SUPPORTED
 from tide.editing import Erase, Scale, edit

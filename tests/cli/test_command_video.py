@@ -139,3 +139,12 @@ def test_the_second_transformer_of_a_pipeline(tmp_path, folder, cli):
     other = cli(*edit, "--component", "transformer", "--out", tmp_path / "other")
     assert other.code == 2
     assert "was trained on the pipeline's transformer_2, and transformer is given" in other.err
+
+
+def test_live_training_on_clips_draws_its_latents(tmp_path, folder, cli, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    command = ["train", "--pipeline", folder / "wan", "--data", folder / "clips", "--size", SIZE, "--block", 1, *SMALL]
+    pytest.importorskip("wandb", reason="a tracker to draw for")
+    found = cli(*command, "--steps", 4, "--tracker", "wandb", "--tracker-images", 2, "--out", tmp_path / "live")
+    assert found.code == 0, found.err

@@ -58,6 +58,17 @@ def test_frames_that_do_not_change_count(tmp_path):
     assert found == [0, 40, 40, 40, 80]
 
 
+def test_a_clip_that_stands_still(tmp_path):
+    """Stored as one picture that lasts; a picture without a time is none."""
+    clip_writer([frames(1)[0]] * 6, ".gif")(tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as stored:
+        assert stored.n_frames == 1
+    assert len(open_clip(tmp_path / "a.gif", "a", 6)) == 6
+    frames(1)[0].save(tmp_path / "b.gif")
+    with pytest.raises(TideError, match="has 1 frame and 6 are needed"):
+        open_clip(tmp_path / "b.gif", "b", 6)
+
+
 def test_too_few_frames(tmp_path):
     written(tmp_path / "a.gif", 3)
     with pytest.raises(TideError, match=r"^a has 3 frames and 9 are needed; give a longer clip, or a size of fewer$"):
@@ -148,3 +159,13 @@ def test_unreadable_clips_can_be_skipped(tmp_path):
     with pytest.warns(TideWarning, match=r"short\.gif has 2 frames and 5 are needed.*; skipped"):
         clips, _ = next(iter(open_data(tmp_path, (5, 16, 16), on_error="skip", seed=None)))
     assert len(clips) == 1
+
+
+def test_a_column_of_videos_of_datasets(tmp_path):
+    """Read as bytes or paths, and not by the library's own decoder."""
+    datasets = pytest.importorskip("datasets", reason="an extra")
+    file = written(tmp_path / "a.gif")
+    rows = datasets.Dataset.from_dict({"video": [str(file)], "text": ["a cube"]}).cast_column("video", datasets.Video())
+    clips, captions = next(iter(open_data(rows, (5, 16, 32), seed=None)))
+    assert clips.shape == (1, 3, 5, 16, 32)
+    assert captions == ["a cube"]

@@ -59,7 +59,9 @@ def test_a_field_is_that_of_tides_own_spec(name, field):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("field", ["outputs", "arguments", "as_called", "length", "guidance"])
+@pytest.mark.parametrize(
+    "field", ["outputs", "arguments", "as_called", "length", "count", "guidance", "guidance_factor", "mask_of_all"]
+)
 def test_the_text_is_that_of_tides_own_spec(name, field):
     assert getattr(probed(name).spec.text, field) == getattr(adapter(name).spec.text, field)
 
@@ -86,6 +88,19 @@ def test_the_adapter_of_its_file_has_the_same_modulations(name):
                 assert ours.config == theirs.config
                 for key, value in ours.state_dict().items():
                     assert torch.equal(value, theirs.state_dict()[key]), key
+
+
+#: Further families that a probe finds by itself; those of :data:`NAMES` are compared field by field.
+WHOLE = ("auraflow", "chroma", "cogview3plus", "cogview4", "hunyuan_video", "lumina2", "qwen_image", "sana", "wan")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_files_of_further_families_pass_all_checks(name):
+    pipe = pipeline(name)
+    with unknown(name):
+        results = list(tried(probe(pipe), pipe))
+    assert [(each.name, each.said) for each in results if each.passed is False] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -190,6 +190,7 @@ class Spec:
         result: the attribute of what the pipeline returns that holds the latents.
         call: constant arguments of the transformer.
         call_defaults: what the pipeline gets unless told otherwise.
+        received: what the transformer gets for the scheduler's t, in words, where the model's config decides.
         conditioning: what is added to the timestep embedding, in words.
         notes: what users should know of it, a sentence each.
     """
@@ -234,6 +235,7 @@ class Spec:
     result: str = "images"
     call: Mapping[str, Any] = field(default_factory=dict)
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
+    received: str = ""
     conditioning: str = ""
     notes: tuple[str, ...] = ()
 

@@ -99,7 +99,8 @@ class Adapters(Command):
         if self.write is None:
             raise TideError("where the adapter is to be written is not named; give --write my_family.py")
         check_new(self.write)
-        given = {name: value for name, value in asdict(self.model).items() if name not in ("pipeline", "adapter")}
+        without = ("pipeline", "adapter", "component")
+        given = {name: value for name, value in asdict(self.model).items() if name not in without}
         pipe = load_pipeline(str(self.model.pipeline), code=self.code, **given)
         found = probe(pipe)
         write(found, self.write)

@@ -68,8 +68,8 @@ class Recipe:
             raise TideError(f"n_steps = {self.n_steps} must be at least 1")
         if not math.isfinite(self.guidance_scale):
             raise TideError(f"guidance_scale = {self.guidance_scale} is not a finite number; give one, such as 4.5")
-        if self.size is not None and min(self.size) < 1:
-            raise TideError(f"size = {self.size} must be a height and a width of at least 1 pixel")
+        if self.size is not None and (len(self.size) not in (2, 3) or min(self.size) < 1):
+            raise TideError(f"size = {self.size} must be a height and a width of at least 1 pixel, or frames and these")
         if self.branch not in get_args(Branch):
             raise TideError(f"branch = {self.branch!r} is unknown; use one of {', '.join(get_args(Branch))}")
 

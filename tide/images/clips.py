@@ -79,7 +79,7 @@ def _of_pillow(source: Path | bytes, name: str, n_frames: int) -> list[Image.Ima
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_ANIMATED) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise TideError(f"{name} is {image.width} x {image.height} pixels; make it smaller")
-            order = _at_an_even_rate(image)
+            order = _at_an_even_rate(image, n_frames)
             first = _first_of(len(order), name, n_frames)
             wanted = order[first : first + n_frames]
             decoded = {}
@@ -89,13 +89,16 @@ def _of_pillow(source: Path | bytes, name: str, n_frames: int) -> list[Image.Ima
             return [decoded[number] for number in wanted]
 
 
-def _at_an_even_rate(image: Image.Image) -> list[int]:
-    """The number of the picture that each frame shows: writers store pictures that do not change once, and longer."""
+def _at_an_even_rate(image: Image.Image, n_frames: int) -> list[int]:
+    """The number of the picture that each frame shows: writers store pictures that do not change once, and longer. One
+    that lasts is a clip that stands still, of as many frames as are asked for."""
     shown = []
     for number in range(min(getattr(image, "n_frames", 1), MAX_FRAMES)):
         image.seek(number)
         image.load()  # WebP tells the duration of a frame with its pixels
         shown.append(max(0, image.info.get("duration") or 0))
+    if len(shown) == 1 and shown[0]:
+        return [0] * n_frames
     shortest = min((each for each in shown if each), default=1)
     repeated = [[number] * max(1, round(each / shortest)) for number, each in enumerate(shown)]
     return list(chain.from_iterable(repeated))[:MAX_FRAMES]

@@ -334,6 +334,7 @@ def _text_of(found: FoundText) -> Text:
         found.as_called,
         found.length,
         guidance=found.guidance,
+        guidance_factor=found.guidance_factor,
         mask_of_all=found.mask_of_all,
     )
 

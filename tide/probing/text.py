@@ -28,6 +28,7 @@ class FoundText:
     as_called: tuple[str, ...] = ()
     length: str | None = None
     guidance: float | None = None
+    guidance_factor: float = 1.0
     mask_of_all: str | None = None
     missing: list[str] = field(default_factory=list)
 
@@ -54,6 +55,8 @@ def find_text(pipe: Any, run: Run, n_tokens: int) -> FoundText:
     taken = inspect.signature(pipe.encode_prompt).parameters
     found.length = "max_sequence_length" if "max_sequence_length" in taken else None
     found.guidance = _embedded_guidance(pipe, first)
+    if found.guidance is not None:  # the run's own scale is 1
+        found.guidance_factor = float(torch.as_tensor(first["guidance"]).flatten()[0])
     longer = _longer_mask(first, parts, n_tokens)
     if longer is not None and longer[0] not in outputs:
         found.mask_of_all, outputs[longer[0]] = longer

@@ -32,7 +32,8 @@ class Gallery:
     Attributes:
         batch: a row for each token of each image, in their order; ``[images * tokens, d_model]``.
         pictures: the images, uint8 ``[H, W, 3]``.
-        grid: tokens of an image, rows and columns.
+        grid: tokens of an image, rows and columns; of a clip frames before them, of which the one in the middle is
+            shown.
     """
 
     batch: ActivationBatch
@@ -48,6 +49,11 @@ class Active(NamedTuple):
     share: list[float]
     frequency: list[float]
     maps: np.ndarray
+
+
+def middle_frame(image: Tensor) -> Tensor:
+    """``[3, H, W]`` of a clip ``[3, F, H, W]``; an image as it is."""
+    return image[:, image.shape[1] // 2] if image.ndim == 4 else image
 
 
 def n_images(tokens_of_an_image: int) -> int:
@@ -67,6 +73,8 @@ def most_active(model: TIDE, gallery: Gallery, n: int = LATENTS) -> Active:
         values = codes._replace(indices=codes.indices.contiguous()).columns(latents).float()
     total = float(energy.sum())
     maps = values.T.reshape(len(latents), len(gallery.pictures), *gallery.grid)
+    if len(gallery.grid) == 3:
+        maps = maps[:, :, gallery.grid[0] // 2]
     return Active(
         latents.tolist(),
         (energy[latents] / total).tolist() if total > 0 else [0.0] * len(latents),

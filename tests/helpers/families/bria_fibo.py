@@ -8,7 +8,7 @@ import diffusers
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
 
 from tests.helpers.families.family import JOINT, Family
-from tests.helpers.families.parts_a import CHAT, build_chat_tokenizer, build_smol_lm3
+from tests.helpers.families.parts_chat import CHAT, build_chat_tokenizer, build_smol_lm3
 
 #: The pipeline writes token 128000 for an empty prompt.
 _N_WORDS = 128001

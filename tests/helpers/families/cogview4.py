@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
 
 from tests.helpers.families.family import Family
 from tests.helpers.families.parts import TEXT, build_vae
-from tests.helpers.families.parts_b import build_glm
+from tests.helpers.families.parts_language import build_glm
 from tide.scenes.pipeline import build_tokenizer
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
 
 from tests.helpers.families.family import Family
-from tests.helpers.families.parts_a import CHAT, CHAT_TOKENS, build_chat_tokenizer, build_mistral3, build_qwen3
+from tests.helpers.families.parts_chat import CHAT, CHAT_TOKENS, build_chat_tokenizer, build_mistral3, build_qwen3
 
 
 def _parts(guidance_embeds: bool) -> dict[str, Any]:

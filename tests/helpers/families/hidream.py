@@ -6,10 +6,11 @@ from typing import Any
 
 import diffusers
 from diffusers import UniPCMultistepScheduler
+from transformers import CLIPTextModelWithProjection
 
 from tests.helpers.families.family import Family
-from tests.helpers.families.parts import TEXT, build_vae
-from tests.helpers.families.parts_b import build_llama, build_long_clip
+from tests.helpers.families.parts import TEXT, build_clip, build_vae
+from tests.helpers.families.parts_language import build_llama_with_head
 from tide.scenes.pipeline import build_text_encoder, build_tokenizer
 
 #: Longest prompt, of all text encoders.
@@ -37,10 +38,10 @@ def build_hidream() -> Any:
     pipe = diffusers.HiDreamImagePipeline(
         scheduler=UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
         vae=build_vae(3, scaling_factor=0.4, shift_factor=0.1),
-        text_encoder=build_long_clip(_TOKENS),
-        text_encoder_2=build_long_clip(_TOKENS),
+        text_encoder=build_clip(CLIPTextModelWithProjection, _TOKENS),
+        text_encoder_2=build_clip(CLIPTextModelWithProjection, _TOKENS),
         text_encoder_3=build_text_encoder(),
-        text_encoder_4=build_llama(3),
+        text_encoder_4=build_llama_with_head(3),
         transformer=transformer,
         **tokenizers,
     )

@@ -6,10 +6,11 @@ from typing import Any
 
 import diffusers
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
+from transformers import CLIPTextModel
 
 from tests.helpers.families.family import JOINT, Family
-from tests.helpers.families.parts import TEXT
-from tests.helpers.families.parts_d import build_llama, build_long_clip
+from tests.helpers.families.parts import TEXT, build_clip
+from tests.helpers.families.parts_language import build_llama
 from tide.scenes.pipeline import build_tokenizer
 
 
@@ -39,7 +40,7 @@ def build_hunyuan_video() -> Any:
         transformer=transformer,
         vae=vae,
         scheduler=FlowMatch(shift=7.0),
-        text_encoder_2=build_long_clip(),
+        text_encoder_2=build_clip(CLIPTextModel, 77),
         tokenizer_2=build_tokenizer(),
     )
 

@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextMode
 
 from tests.helpers.families.family import JOINT, Family
 from tests.helpers.families.parts import TEXT
-from tests.helpers.families.parts_d import build_chat_tokenizer, decoder_options
+from tests.helpers.families.parts_language import build_chat_tokenizer, decoder_options
 
 
 def _build_text_encoder() -> Qwen2_5_VLTextModel:

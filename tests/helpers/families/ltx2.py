@@ -11,7 +11,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from tests.helpers.families.family import Family
 from tests.helpers.families.parts import TEXT
-from tests.helpers.families.parts_d import decoder_options
+from tests.helpers.families.parts_language import decoder_options
 from tide.scenes.pipeline import build_tokenizer
 
 _MEL, _AUDIO = 16, 8  # bins of the spectrogram, width of an audio token

@@ -26,7 +26,7 @@ def build_vae(stages: int, latent_channels: int = 4, **options: Any) -> Autoenco
     )
 
 
-def build_clip(cls: type) -> Any:
+def build_clip(cls: type, max_tokens: int = MAX_CAPTION_TOKENS) -> Any:
     config = CLIPTextConfig(
         vocab_size=len(build_tokenizer()),
         hidden_size=TEXT,
@@ -34,7 +34,7 @@ def build_clip(cls: type) -> Any:
         num_hidden_layers=2,
         num_attention_heads=2,
         projection_dim=TEXT,
-        max_position_embeddings=MAX_CAPTION_TOKENS,
+        max_position_embeddings=max_tokens,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=0,

@@ -11,7 +11,7 @@ from diffusers.pipelines.prx import pipeline_prx
 
 from tests.helpers.families.family import Family
 from tests.helpers.families.parts import TEXT, build_vae
-from tests.helpers.families.parts_b import build_t5gemma
+from tests.helpers.families.parts_language import build_t5gemma
 from tide.scenes.pipeline import build_tokenizer
 
 if not hasattr(pipeline_prx, "ftfy"):  # which the pipeline cleans every prompt with, and the tests do not install

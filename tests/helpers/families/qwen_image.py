@@ -8,7 +8,7 @@ import diffusers
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
 
 from tests.helpers.families.family import Family
-from tests.helpers.families.parts_a import CHAT, build_chat_tokenizer, build_qwen_vl
+from tests.helpers.families.parts_chat import CHAT, build_chat_tokenizer, build_qwen_vl
 
 
 def build_qwen_image(*, shifted: bool = True) -> Any:

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
 
 from tests.helpers.families.family import Family
 from tests.helpers.families.parts import build_vae
-from tests.helpers.families.parts_a import CHAT, build_chat_tokenizer, build_qwen3
+from tests.helpers.families.parts_chat import CHAT, build_chat_tokenizer, build_qwen3
 
 
 def build_z_image() -> Any:

@@ -34,6 +34,7 @@ class SanaAdapter(DeclaredAdapter):
             as_called=("complex_human_instruction",),
             guidance=4.5,
         ),
+        received="`timestep_scale` t",
         conditioning="embedded guidance, in models that have it",
         guidance="unconditional, conditional",
         shifts_latents=False,

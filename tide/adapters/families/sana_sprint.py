@@ -26,6 +26,7 @@ class SanaSprintAdapter(SanaAdapter):
         pipelines={"SanaSprintPipeline": (), "SanaSprintImg2ImgPipeline": ("image",)},
         refused={},
         text=replace(SanaAdapter.spec.text, arguments={}),
+        received="t / 1000",
         conditioning="embedded guidance",
         guidance="none",
         notes=("guidance_scale is the embedded one.", "Timesteps are 1000 times the share of noise."),
