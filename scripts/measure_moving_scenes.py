@@ -134,8 +134,7 @@ def figures(found: Features, first: Annotated, second: Annotated, moves: Tensor,
     out: dict[str, Any] = {
         c: {"feature": each.index, "auroc": round(each.auroc, 4), "iou": round(each.iou, 4)} for c, each in best.items()
     }
-    of_all = {name: float(np.mean([each[name] for each in out.values()])) for name in ("auroc", "iou")}
-    out["mean"] = {name: round(value, 4) for name, value in of_all.items()}
+    out["mean"] = {name: round(sum(each[name] for each in out.values()) / len(out), 4) for name in ("auroc", "iou")}
     each = best["object"]
     values = (each.sign * held_out[:, each.index]).unflatten(0, (len(moves), n_frames, -1))
     # The map above the threshold that was chosen with the feature, as a picture of it would show.
