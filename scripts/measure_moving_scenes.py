@@ -180,9 +180,8 @@ def main() -> None:
         for block in args.blocks:
             found.append(measure(adapter, block, args.out / f"block-{block}", Sizes(steps=args.steps), args.seed))
             for name in ("tide", *BASELINES):
-                print(
-                    f"block {block}  {name}: {found[-1][name]['mean']}  object {found[-1][name]['object']}", flush=True
-                )
+                of = found[-1][name]
+                print(f"block {block}  {name}: mean {of['mean']}  object {of['object']}", flush=True)
         write_json(args.out / "concepts.json", {"seed": args.seed, "steps": args.steps, "blocks": found})
 
 

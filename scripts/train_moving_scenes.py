@@ -183,8 +183,9 @@ def judged(clips: Tensor, wanted: Sequence[MovingScene]) -> dict[str, float]:
     Attributes are those of the frame in the middle, where the edge of the image cuts nothing off.
     """
     judge = load_judge()
-    found = directions(judge, clips)
-    shares = {"direction": float(np.mean([a == scene.direction for a, scene in zip(found, wanted, strict=True)]))}
+    pairs = list(zip(directions(judge, clips), (scene.direction for scene in wanted), strict=True))
+    kinds = {"direction": pairs, "direction of what moves": [pair for pair in pairs if pair[1] != "still"]}
+    shares = {name: float(np.mean([a == b for a, b in some])) for name, some in kinds.items() if some}
     verdicts = judge.read(clips[:, :, clips.shape[2] // 2])
     for name in ("class", "colour", "depth", "shadow", "ground"):
         right = [verdict.agrees(scene.scene, name) for verdict, scene in zip(verdicts, wanted, strict=True)]
