@@ -126,14 +126,15 @@ def shown_in(*parts: Annotated) -> list[str]:
 
 
 def figures(found: Features, first: Annotated, second: Annotated, moves: Tensor, n_frames: int) -> dict[str, Any]:
-    """Concept -> AUROC and IoU of the best feature on held-out clips; for the object also how closely its map follows
-    it in the clips where it ``moves``."""
+    """Concept -> AUROC and IoU of the best feature on held-out clips, and their ``mean`` over the concepts; for the
+    object also how closely its map follows it in the clips where it ``moves``."""
     concepts = shown_in(first, second)
     (chosen, held_out, signed), masks = found, [data.flat_masks(concepts) for data in (first, second)]
     best = find_concepts(concepts, (chosen, masks[0]), (held_out, masks[1]), signed=signed)
     out: dict[str, Any] = {
         c: {"feature": each.index, "auroc": round(each.auroc, 4), "iou": round(each.iou, 4)} for c, each in best.items()
     }
+    out["mean"] = {name: round(sum(each[name] for each in out.values()) / len(out), 4) for name in ("auroc", "iou")}
     each = best["object"]
     values = (each.sign * held_out[:, each.index]).unflatten(0, (len(moves), n_frames, -1))
     # The map above the threshold that was chosen with the feature, as a picture of it would show.
@@ -178,8 +179,9 @@ def main() -> None:
         found = []
         for block in args.blocks:
             found.append(measure(adapter, block, args.out / f"block-{block}", Sizes(steps=args.steps), args.seed))
-            shown = {name: value["object"] for name, value in found[-1].items() if name != "block"}
-            print(f"block {block}: {shown}", flush=True)
+            for name in ("tide", *BASELINES):
+                of = found[-1][name]
+                print(f"block {block}  {name}: mean {of['mean']}  object {of['object']}", flush=True)
         write_json(args.out / "concepts.json", {"seed": args.seed, "steps": args.steps, "blocks": found})
 
 

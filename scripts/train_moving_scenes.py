@@ -2,7 +2,7 @@
 
 It continues the bundled pipeline (``--start``), keeps its VAE, and trains transformer and text encoder from ``--seed``
 alone. A run resumes from its last checkpoint in ``--work`` (default ``runs/moving-scenes``). The pipeline is written to
-``--out`` (default ``<work>/final``), with how well it draws: ``drawn.json``.
+``--out`` (default ``<work>/final``), with what it draws and how well: ``drawn.png``, ``drawn.json``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from pipeline_training import Kind, Parts, encode, fit_transformer, save_pipelin
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+import tide
 from tide.errors import TideError
-from tide.files import write_json
+from tide.files import replace_file, write_json
+from tide.pictures import picture_writer, to_image
 from tide.scenes import load_judge
 from tide.scenes import pipeline as bundled
 from tide.scenes.moving import MovingScene, clips_of, directions, moving_prompts, moving_scenes
 from tide.scenes.scene import SHORT_TEMPLATES, TEMPLATES
 from tide.scenes.video import build_video_pipeline
+from tide.strips import Row, labelled
 
 STEPS = 400
 SCENES = 1_200
@@ -177,15 +180,16 @@ def draw_clips(
 def judged(clips: Tensor, wanted: Sequence[MovingScene]) -> dict[str, float]:
     """The shares of clips ``[n, 3, F, 64, 64]`` that the judge finds right.
 
-    An attribute is right in a clip if it is in most of its frames.
+    Attributes are those of the frame in the middle, where the edge of the image cuts nothing off.
     """
     judge = load_judge()
-    found = directions(judge, clips)
-    shares = {"direction": float(np.mean([a == scene.direction for a, scene in zip(found, wanted, strict=True)]))}
-    verdicts = [judge.read(clip.transpose(0, 1)) for clip in clips]
+    pairs = list(zip(directions(judge, clips), (scene.direction for scene in wanted), strict=True))
+    kinds = {"direction": pairs, "direction of what moves": [pair for pair in pairs if pair[1] != "still"]}
+    shares = {name: float(np.mean([a == b for a, b in some])) for name, some in kinds.items() if some}
+    verdicts = judge.read(clips[:, :, clips.shape[2] // 2])
     for name in ("class", "colour", "depth", "shadow", "ground"):
-        right = [[v.agrees(scene.scene, name) for v in clip] for clip, scene in zip(verdicts, wanted, strict=True)]
-        shares[name] = float(np.mean([np.mean(each) > 0.5 for each in right]))
+        right = [verdict.agrees(scene.scene, name) for verdict, scene in zip(verdicts, wanted, strict=True)]
+        shares[name] = float(np.mean(right))
     return shares
 
 
@@ -206,9 +210,15 @@ def main() -> None:
     with told():
         pipe = train(args.work, out, args.seed, args.steps, args.batch, args.scenes, start=args.start)
         wanted, captions = zip(*moving_prompts("dev", args.drawn, args.seed), strict=True)
-        figures = judged(draw_clips(pipe, captions), wanted)
-        print("  ".join(f"{name} {share:.0%}" for name, share in figures.items()))
-        write_json(out / "drawn.json", {"clips": args.drawn, **figures})
+        clips = draw_clips(pipe, captions)
+        latents = encode_clips(pipe.vae, wanted)
+        decoded = tide.adapter_for(pipe).decode_latents(latents).clamp(-1, 1)
+        figures = {"drawn": judged(clips, wanted), "rendered, through the VAE": judged(decoded, wanted)}
+        for name, shares in figures.items():
+            print(f"{name}: " + "  ".join(f"{attribute} {share:.0%}" for attribute, share in shares.items()))
+        write_json(out / "drawn.json", {"clips": args.drawn, "steps": args.steps, **figures})
+        rows = [Row([to_image(clip)], (), caption) for clip, caption in zip(clips[:8], captions[:8], strict=True)]
+        replace_file(out / "drawn.png", picture_writer(labelled(rows, side=512)))
 
 
 if __name__ == "__main__":

@@ -79,8 +79,10 @@ def test_what_the_script_writes(start, tmp_path, monkeypatch, capsys):
     train_moving_scenes.main()
     drawn = json.loads((tmp_path / "work" / "final" / "drawn.json").read_text())
     assert drawn["clips"] == 2
-    assert {"direction", "colour", "class"} < drawn.keys()
-    assert "direction" in capsys.readouterr().out
+    assert {"direction", "colour", "class"} < drawn["drawn"].keys()
+    assert drawn["rendered, through the VAE"].keys() == drawn["drawn"].keys()
+    assert (tmp_path / "work" / "final" / "drawn.png").exists()
+    assert "drawn: direction" in capsys.readouterr().out
 
 
 def test_what_is_rendered_is_judged_right():
