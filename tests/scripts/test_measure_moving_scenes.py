@@ -78,8 +78,8 @@ def test_a_tide_finds_the_object_and_follows_it(tmp_path):
     pipe = train(tmp_path, tmp_path / "final")
     wanted, captions = zip(*moving_prompts("dev", 24), strict=True)
     drawn = judged(draw_clips(pipe, captions), wanted)
-    assert drawn["direction"] >= 0.75, drawn
-    assert drawn["colour"] >= 0.9, drawn
+    assert drawn["direction of what moves"] >= 0.9, drawn
+    assert drawn["colour"] >= 0.8, drawn
     found = measure(tide.adapter_for(pipe), BLOCK, tmp_path / "sae")
     means, best = ({name: found[name][key] for name in ("tide", *BASELINES)} for key in ("mean", "object"))
     print(drawn, means, best)
