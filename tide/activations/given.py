@@ -80,7 +80,9 @@ def checked(adapter: Adapter, item: Any, name: str, first: bool = True) -> Batch
     given, text = item
     images = _tensor(adapter, given, name)
     known = {"images": (4,), "videos": (4, 5), "audio": (3,)}[adapter.draws]
-    if images.ndim == known[-1] - 1 and images.ndim not in known:
+    if isinstance(text, str) and images.ndim == 4 and 5 in known:
+        images, text = images[None], [text]
+    elif images.ndim == known[0] - 1:
         images, text = images[None], text if isinstance(text, Mapping) else [text]
     if images.ndim not in known:
         pairs = _PAIRS if 5 not in known else _PAIRS.replace("images [B, 3, H, W]", "clips [B, 3, F, H, W]")
@@ -121,7 +123,7 @@ def _as_images(adapter: Adapter, images: Tensor, name: str, first: bool) -> Tens
 
 def _as_clips(adapter: Adapter, clips: Tensor, name: str, first: bool) -> Tensor:
     """Clips ``[B, 3, F, H, W]``, or uint8 also ``[B, F, H, W, 3]``, by their frames as images."""
-    last = clips.shape[1] != 3 and clips.shape[-1] == 3
+    last = clips.shape[-1] == 3 and (clips.shape[1] != 3 or clips.dtype == torch.uint8)
     frames = (clips if last else clips.transpose(1, 2)).flatten(0, 1)
     images = _as_images(adapter, frames, name, first)
     return images.unflatten(0, (len(clips), -1)).transpose(1, 2)

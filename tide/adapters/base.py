@@ -177,7 +177,7 @@ class Adapter(ABC):
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
         """:meth:`token_grid` of a transformer call; None where the call does not say."""
         hidden = self.arguments(args, kwargs).get(self.latents_argument)
-        if not isinstance(hidden, Tensor) or hidden.ndim < 4:
+        if not isinstance(hidden, Tensor) or hidden.ndim != _DIMENSIONS[self.draws]:
             return None
         config = getattr(self.transformer, "config", None)
         if type(self).token_grid is Adapter.token_grid and not hasattr(config, "patch_size"):

@@ -105,8 +105,9 @@ class DeclaredAdapter(Adapter):
     def token_views(
         self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[int, TokenView]:
-        if type(self).image_tokens is not DeclaredAdapter.image_tokens:  # one's own, of an adapter that extends this
-            return super().token_views(blocks, args, kwargs)
+        cls = type(self)
+        if cls.image_tokens is not DeclaredAdapter.image_tokens or cls.token_view is not Adapter.token_view:
+            return super().token_views(blocks, args, kwargs)  # one's own, of an adapter that extends this
         grid = self.grid_of(args, kwargs)
         n_tokens = None if grid is None else prod(grid)
         n_images = self.n_images_of(args, kwargs)
@@ -144,6 +145,8 @@ class DeclaredAdapter(Adapter):
     # -- modulation
 
     def embedding_of(self, block: int) -> Embedded | GivenRows | None:
+        if type(self).conditioning_of is not DeclaredAdapter.conditioning_of:
+            return None  # one's own, of an adapter that extends this
         spec, kind = self.embedding, self.kind_of(block)
         if kind.given is not None:
             return GivenRows(kind.given, kind.given_rows)

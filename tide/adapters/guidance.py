@@ -38,7 +38,7 @@ class Guidance:
     ran: bool = False
 
     def new_run(self, *_: Any, **__: Any) -> None:
-        self.texts, self.active, self.started = [], False, False
+        self.texts, self.active, self.started, self.context = [], False, False, ""
 
     def encoding(self, bound: inspect.BoundArguments) -> None:
         if self.started:

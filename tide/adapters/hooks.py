@@ -282,8 +282,8 @@ class _Passes:
             return None
         if index not in self.calls:
             raise TideError(f"block {index} ran outside its transformer; call the transformer")
-        if index not in self.awaited:  # a feed-forward that also runs on the text, behind the image (CogView4)
-            return None
+        if index not in self.awaited and self.tensor.startswith("feed_forward"):
+            return None  # it also runs on the text, behind the image (CogView4)
         self.awaited.discard(index)
         call, view = self.calls[index], self.views[index]
         if index in self.embedded:
@@ -349,7 +349,7 @@ class _Passes:
     def after_pass(self, *_: Any) -> None:
         if self.elsewhere:
             return
-        self.calls = {}
+        self.calls, self.parts = {}, {}
         if self.awaited:
             raise TideError(
                 f"block {min(self.awaited)} did not run in a call of the transformer, or ran where hooks are not "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tide.adapters.spec import Blocks, Place
+from tide.errors import TideError
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def _found(output: Any, place: Place, n_images: int | None) -> Tensor:
 
 
 def _known(n_images: int | None) -> int:
-    assert n_images is not None, "a call of this family says how many image tokens it has"
+    if n_images is None:
+        raise TideError("where the image tokens are depends on the call; use tap, or token_views of the call")
     return n_images
 
 

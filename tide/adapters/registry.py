@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,7 +146,13 @@ def adapter_for(pipe: Any, component: str = "transformer") -> Adapter:
         raise TideError(why_not(type(pipe).__name__, _parts(pipe), specs(), transformer))
     if adapter in _OF_KNOWN_PIPELINES:
         check_pipeline(pipe, type(transformer))
-    return adapter(pipe) if component == "transformer" else adapter(pipe, component)
+    if component == "transformer":
+        return adapter(pipe)
+    if "component" not in inspect.signature(adapter).parameters:
+        raise TideError(
+            f"{adapter.__name__} takes no component; let its __init__ take (pipe, component) and pass both on"
+        )
+    return adapter(pipe, component)
 
 
 def _of_pipeline(adapter: type[Adapter] | None, pipeline: type) -> type[Adapter] | None:

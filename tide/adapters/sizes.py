@@ -34,10 +34,11 @@ def image_size(adapter: Adapter, size: Size | None = None) -> Size:
         raise TideError(f"a size of {height} x {width} pixels does not divide into tokens; use multiples of {step}")
     every = adapter.frames_per_latent
     if frames and (frames[0] < 1 or adapter.clip_frames(adapter.latent_frames(frames[0])) != frames[0]):
-        near = adapter.clip_frames(max(1, adapter.latent_frames(max(1, frames[0]))))
+        fits = [n for n in range(1, frames[0] + 4 * every + 2) if adapter.clip_frames(adapter.latent_frames(n)) == n]
+        near = [n for n in fits if n < frames[0]][-1:] + [n for n in fits if n > frames[0]][:1]
         raise TideError(
-            f"a clip of {frames[0]} frames is none that this pipeline's VAE compresses {every} to 1; give {near}, or "
-            f"{near + every}"
+            f"a clip of {frames[0]} frames is none that this pipeline's VAE compresses {every} to 1; give "
+            f"{', or '.join(map(str, near))}"
         )
     _check_fits((*frames, height, width), adapter)
     return (*frames, height, width)

@@ -14,13 +14,14 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid, image_size
 from tide.errors import TideError
 from tide.images import open_picture
-from tide.images.clips import CLIP_SUFFIXES, open_clip
+from tide.images.clips import CLIP_SUFFIXES, is_animated, open_clip
 
 
-def token_mask(pixels: Tensor, grid: tuple[int, ...]) -> Tensor:
+def token_mask(pixels: Tensor, grid: tuple[int, ...], *, first_alone: bool = True) -> Tensor:
     """bool ``[..., H, W]`` over pixels to bool ``[..., tokens]`` over a grid ``(h, w)`` of tokens, row by row: a
     token belongs to the mask if more than half of its area does. Of a clip ``[..., frames, H, W]`` over a grid
-    ``(f, h, w)``, frame by frame: of the frames that a token stands for, more than half of its area."""
+    ``(f, h, w)``, frame by frame: of the frames that a token stands for, more than half of its area (``first_alone`` is
+    that of :func:`frame_shares`)."""
     height, width = pixels.shape[-2:]
     *f, h, w = grid
     if height % h or width % w:
@@ -28,17 +29,18 @@ def token_mask(pixels: Tensor, grid: tuple[int, ...]) -> Tensor:
     flat = pixels.reshape(-1, 1, height, width).float()
     share = F.avg_pool2d(flat, (height // h, width // w)).reshape(*pixels.shape[:-2], h * w)
     if f:
-        share = frame_shares(pixels.shape[-3], f[0]).to(share) @ share
+        share = frame_shares(pixels.shape[-3], f[0], first_alone=first_alone).to(share) @ share
     return (share > 0.5).flatten(-2) if f else share > 0.5
 
 
-def frame_shares(frames: int, tokens: int) -> Tensor:
+def frame_shares(frames: int, tokens: int, *, first_alone: bool = True) -> Tensor:
     """``[tokens, frames]``: what share each frame of a clip has of each frame of tokens. The first frame of tokens is
-    the first of the clip, and the others share the rest evenly, as VAEs of videos compress them; or all do.
+    the first of the clip, and the others share the rest evenly, as most VAEs of videos compress them, where that comes
+    out even and ``first_alone`` allows it; else all do.
 
     Raises :class:`~tide.errors.TideError` for frames that cannot be shared so.
     """
-    alone = frames != tokens and tokens > 1 and (frames - 1) % (tokens - 1) == 0
+    alone = first_alone and frames != tokens and tokens > 1 and (frames - 1) % (tokens - 1) == 0
     rest, shared = (frames - 1, tokens - 1) if alone else (frames, tokens)
     if rest % shared:
         raise TideError(f"a clip of {frames} frames does not divide into {tokens} frames of tokens; give another")
@@ -77,7 +79,7 @@ def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, ...] | None =
         )
     bright = torch.from_numpy(np.stack([np.asarray(each.convert("L")) > 127 for each in pictures]))
     mask = bright.expand(*size[:-2], -1, -1) if len(size) == 3 else bright[0]
-    tokens = token_mask(mask, image_grid(adapter, size))
+    tokens = token_mask(mask, image_grid(adapter, size), first_alone=adapter.clip_frames(1) == 1)
     if not tokens.any():
         raise TideError(f"{path} covers no token by more than half; make the mask larger or brighter")
     return tokens
@@ -85,8 +87,9 @@ def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, ...] | None =
 
 def _pictures(path: Path, size: tuple[int, ...]) -> list[Image.Image]:
     """The picture, or for a clip the frames of one that moves."""
-    if len(size) == 3 and path.suffix.lower() in CLIP_SUFFIXES and path.suffix.lower() != ".webp":
-        return open_clip(path, str(path), size[0])
+    suffix = path.suffix.lower()
+    if len(size) == 3 and suffix in CLIP_SUFFIXES and (suffix not in (".gif", ".webp") or is_animated(path)):
+        return open_clip(path, str(path), size[0], background="black")
     return [open_picture(path, background="black")]
 
 

@@ -10,7 +10,7 @@ from tide.images.prompts import CAPTIONS, prompt_of
 from tide.messages import one_line
 
 #: Columns that are taken for images where none is named, in this order.
-IMAGES = ("image", "img", "picture", "images", "video", "clip", "jpg", "png", "webp", "mp4", "file_name", "path")
+IMAGES = ("image", "img", "picture", "images", "jpg", "png", "webp", "file_name", "path", "video", "mp4", "clip")
 
 
 def image_column(names: Sequence[str], asked: str | None, features: Mapping[str, Any] | None = None) -> str:

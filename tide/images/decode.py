@@ -48,12 +48,12 @@ def open_picture(source: str | Path | bytes, name: str = "", *, background: Back
             check_file(source, name)
             with source.open("rb") as file:
                 return _decoded(file, name, background)
-        _check_bytes(len(source), name)
+        check_bytes(len(source), name)
         return _decoded(BytesIO(source), name, background)
     except TideError:
         raise
     except Exception as error:  # damaged files raise errors of many kinds
-        raise _unreadable(name, _reason(error)) from None
+        raise _unreadable(name, reason_of(error)) from None
 
 
 def check_file(path: Path, name: str) -> None:
@@ -62,10 +62,11 @@ def check_file(path: Path, name: str) -> None:
         raise TideError(f"{name} does not exist; check the path")
     if not path.is_file():  # opening a pipe would wait for whoever writes to it
         raise TideError(f"{name} is not a regular file; give a picture")
-    _check_bytes(path.stat().st_size, name)
+    check_bytes(path.stat().st_size, name)
 
 
-def _check_bytes(n_bytes: int, name: str) -> None:
+def check_bytes(n_bytes: int, name: str) -> None:
+    """Raises :class:`~tide.errors.TideError` for a file that is larger than what is read."""
     if n_bytes > MAX_BYTES:
         raise TideError(f"{name} has {n_bytes:,} bytes and at most {MAX_BYTES:,} are read; make it smaller")
 
@@ -74,7 +75,8 @@ def _unreadable(name: str, reason: str) -> TideError:
     return TideError(f"{name} is not a readable image ({reason}); give a whole one ({', '.join(FORMATS)})")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file could not be decoded, in one line."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "damaged, or of another format"
     return one_line(error)

@@ -79,6 +79,8 @@ class HunyuanVideo15Adapter(DeclaredAdapter):
     ) -> Tensor:
         """The pipeline takes its guidance scale from its guider."""
         guider = self.pipe.guider
+        if guider is None and guidance_scale is not None:
+            raise TideError("the pipeline has no guider; set pipe.guider = ClassifierFreeGuidance() of diffusers")
         self.pipe.guider = guider if guidance_scale is None else guider.new(guidance_scale=guidance_scale)
         try:
             return super().run_pipeline(prompts, n_steps, None, generators, **kwargs)

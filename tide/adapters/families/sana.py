@@ -41,8 +41,8 @@ class SanaAdapter(DeclaredAdapter):
         call_defaults={"use_resolution_binning": False, "clean_caption": False},
     )
 
-    def __init__(self, pipe: Any) -> None:
-        super().__init__(pipe)
+    def __init__(self, pipe: Any, component: str = "transformer") -> None:
+        super().__init__(pipe, component)
         if type(getattr(pipe, "scheduler", None)).__name__ == "SCMScheduler" and self.family == "sana":
             raise TideError("this pipeline does not know Sana-Sprint's schedule (SCMScheduler); use SanaSprintPipeline")
         self.timestep_unit = (0.0, self.timestep_scale)

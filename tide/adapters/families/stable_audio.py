@@ -51,7 +51,8 @@ class StableAudioAdapter(DeclaredAdapter):
 
     def to_scheduler(self, timestep: Tensor) -> Tensor:
         share = timestep.float() / 1000
-        return share if self._counts_angles else torch.tan(share * pi / 2).log() / 4
+        inside = share.clamp(1e-4, 1 - 1e-4)  # the logarithm has no value at either end
+        return share if self._counts_angles else torch.tan(inside * pi / 2).log() / 4
 
     def timestep_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         return self.from_scheduler(super().timestep_of(args, kwargs))
