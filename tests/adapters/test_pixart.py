@@ -243,7 +243,7 @@ def test_registry(alpha, tmp_path):
     class Unknown(torch.nn.Module):
         pass
 
-    with pytest.raises(TideError, match=r"^Unknown has no adapter; supported: .*PixArtTransformer2DModel.*--adapter"):
+    with pytest.raises(TideError, match=r"^Unknown has no adapter; the nearest family is .*probe.*--adapter"):
         adapter_for(SimpleNamespace(transformer=Unknown()))
     with pytest.raises(TideError, match=r"a SimpleNamespace is not a pipeline with a transformer"):
         adapter_for(SimpleNamespace())

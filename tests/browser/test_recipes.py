@@ -155,7 +155,7 @@ WRONG = [
     ({"n_steps": 0}, "n_steps = 0 must be at least 1"),
     ({"n_steps": True}, "n_steps is True"),
     ({"guidance_scale": "4"}, "guidance_scale is '4'"),
-    ({"size": [64]}, "size is [64]"),
+    ({"size": [64]}, "size = (64,) must be a height and a width of at least 1 pixel, or frames and these"),
     ({"size": [0, 64]}, "size = "),
     ({"branch": "all"}, "branch is 'all'"),
     ({"sae": "0" * 16}, "the recipe is of another autoencoder than this run's; open the run that it was made with"),
