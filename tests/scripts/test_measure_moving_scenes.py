@@ -73,7 +73,7 @@ def test_a_folder_without_a_pipeline(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_tide_finds_the_object_and_follows_it(tmp_path):
-    """Trains the pipeline and then a TIDE: ten minutes on one core with bf16 instructions. What single latents find
+    """Trains the pipeline and then a TIDE: twelve minutes on one core with bf16 instructions. What single latents find
     is compared with masks over frames of clips whose combinations of attributes the pipeline never saw."""
     pipe = train(tmp_path, tmp_path / "final")
     wanted, captions = zip(*moving_prompts("dev", 24), strict=True)
