@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import families
 from tests.helpers.image_folders import picture
 from tide.activations import collect, prepare
 from tide.activations.given import batches_of, items_of
@@ -24,6 +25,10 @@ UINT8 = torch.randint(0, 256, (N, 3, 64, 64), generator=torch.Generator().manual
 IMAGES = UINT8.float() / 127.5 - 1
 CAPTIONS = ["a tree", "a house", "a cone"]
 PICTURES = [picture(0, (64, 64)), picture(90, (64, 64)), picture(200, (64, 64))]
+
+
+#: Of three frames: as many as a clip has channels.
+CLIPS = torch.randint(0, 256, (2, 3, 3, 32, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,23 @@ def test_forms_of_the_same_images(own, form):
         found = items(own, FORMS[form])
     assert [text for _, text in found] == CAPTIONS
     torch.testing.assert_close(torch.stack([image for image, _ in found]), IMAGES)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        [(CLIPS.float() / 127.5 - 1, CAPTIONS[:2])],
+        [(CLIPS.transpose(1, 2).permute(0, 1, 3, 4, 2), CAPTIONS[:2])],
+        [(clip.float() / 127.5 - 1, text) for clip, text in zip(CLIPS, CAPTIONS, strict=False)],
+        [(clip.permute(1, 2, 3, 0), text) for clip, text in zip(CLIPS, CAPTIONS, strict=False)],
+    ],
+    ids=["a batch", "uint8, channels last", "single clips", "single clips of uint8, channels last"],
+)
+def test_forms_of_the_same_clips(form):
+    """A caption that is no list tells a clip from a batch of images: both have four dimensions."""
+    found = items(families.adapter("latte"), form)
+    assert [text for _, text in found] == CAPTIONS[:2]
+    torch.testing.assert_close(torch.stack([clip for clip, _ in found]), CLIPS.float() / 127.5 - 1)
 
 
 def test_tensors_in_range_are_passed_on_as_they_are(own):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import families
 from tide.adapters import adapter_for
+from tide.adapters.sizes import image_grid, image_size
 from tide.editing import image_mask, read_mask, token_mask
 from tide.errors import TideError
 
@@ -58,6 +60,26 @@ def test_a_picture(alpha, tmp_path):
     picture.paste((255, 0), (0, 48, 64, 64))
     picture.save(path)
     assert read_mask(str(path), adapter_for(alpha)).nonzero().flatten().tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+@pytest.mark.parametrize("moves", [True, False])
+def test_of_a_clip_frame_by_frame(tmp_path, suffix, moves):
+    """A mask that moves has the clip's frames, and a picture holds for all of them; what is transparent is dark."""
+    own = families.adapter("latte")
+    n, height, width = image_size(own)
+    f, h, w = image_grid(own, (n, height, width))
+    pictures = []
+    for i in range(n if moves else 1):
+        picture = Image.new("RGBA", (width, height), (255, 255, 255, 0))
+        left = width // w * (i % w)
+        picture.paste((255, 255, 255, 255), (left, 0, left + width // w, height))
+        pictures.append(picture)
+    path = tmp_path / f"mask{suffix}"
+    pictures[0].save(path, save_all=moves, append_images=pictures[1:], lossless=True, duration=100, disposal=2)
+    columns = read_mask(path, own).view(f, h, w)
+    for i in range(f):
+        assert columns[i].any(0).nonzero().flatten().tolist() == [i % w if moves else 0]
 
 
 def test_pictures_that_are_no_mask(alpha, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from tide.clip import clip_writer
 from tide.errors import TideError, TideWarning
 from tide.images import open_data
-from tide.images.clips import open_clip
+from tide.images.clips import MAX_FRAMES, open_clip
 
 #: Frames of one grey each, far enough apart to survive every codec.
 GREYS = (0, 40, 80, 120, 160, 200, 240)
@@ -115,6 +115,50 @@ def test_without_pyav_videos_are_refused_and_pictures_that_move_are_read(tmp_pat
         clip_writer(frames(), ".mp4")
     with pytest.raises(TideError, match=r"^\.avi is no clip; write \.webp, \.gif, \.mp4, \.webm$"):
         clip_writer(frames(), ".avi")
+
+
+def test_times_that_hardly_differ_are_one_rate(tmp_path):
+    """GIF counts hundredths of a second: 40 frames a second are written as times of 20 and 30 ms by turns."""
+    first, *others = frames(6)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=[20, 30] * 3)
+    found = [int(np.asarray(frame).mean()) for frame in open_clip(tmp_path / "a.gif", "a", 6)]
+    assert found == list(GREYS[:6])
+
+
+@pytest.mark.parametrize("longest", [200, 16_000_000])
+def test_a_frame_that_lasts_for_hours_is_no_list_of_all_its_repeats(tmp_path, longest):
+    """One of 1 ms beside it would make it stand for millions of frames; those counted are bounded."""
+    first, *others = frames(2)
+    first.save(tmp_path / "a.webp", save_all=True, append_images=others, duration=[1, longest], lossless=True)
+    found = [int(np.asarray(frame).mean()) for frame in open_clip(tmp_path / "a.webp", "a", 3)]
+    assert found == [GREYS[1]] * 3
+    with pytest.raises(TideError, match=rf"has {min(longest + 1, MAX_FRAMES)} frames and {MAX_FRAMES + 1} are needed"):
+        open_clip(tmp_path / "a.webp", "a", MAX_FRAMES + 1)
+
+
+def test_clips_of_too_many_pixels(tmp_path, monkeypatch):
+    """The frames that would be kept are refused by their size, before any is decoded; of more, the first are looked
+    at."""
+    file = written(tmp_path / "a.gif", 7)
+    monkeypatch.setattr("tide.images.clips.MAX_DECODED", 4 * 32 * 16)
+    found = [int(np.asarray(frame).mean()) for frame in open_clip(file, "a", 2)]
+    assert found == list(GREYS[1:3])
+    monkeypatch.setattr("tide.images.clips.MAX_KEPT", 2 * 32 * 16)
+    with pytest.raises(TideError, match=r"^a is 32 x 16 pixels, of which 3 frames are more than what is read; make it"):
+        open_clip(file, "a", 3)
+
+
+def test_lists_of_other_files_are_no_clips(tmp_path):
+    """libavformat would open a file that names others, by its content, whatever it is called."""
+    pytest.importorskip("av", reason="PyAV reads videos")
+    written(tmp_path / "a.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    (tmp_path / "stream.mp4").write_text(
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
+    )
+    for name in ("list.mp4", "stream.mp4"):
+        with pytest.raises(TideError, match=rf"^{name} is not a readable clip"):
+            open_clip(tmp_path / name, name, 1)
 
 
 def test_a_folder_of_clips_with_captions(tmp_path):

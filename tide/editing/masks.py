@@ -88,8 +88,9 @@ def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, ...] | None =
 def _pictures(path: Path, size: tuple[int, ...]) -> list[Image.Image]:
     """The picture, or for a clip the frames of one that moves."""
     suffix = path.suffix.lower()
-    if len(size) == 3 and suffix in CLIP_SUFFIXES and (suffix not in (".gif", ".webp") or is_animated(path)):
-        return open_clip(path, str(path), size[0], background="black")
+    if len(size) == 3 and suffix in CLIP_SUFFIXES:
+        still = suffix in (".gif", ".webp") and not is_animated(path)
+        return open_clip(path, str(path), 1 if still else size[0], background="black")
     return [open_picture(path, background="black")]
 
 
