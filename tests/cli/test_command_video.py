@@ -51,7 +51,7 @@ def trained(folder):
 
 def test_the_store_holds_the_tokens_of_frames_rows_and_columns(folder, trained):
     manifest = json.loads((folder / "acts" / "manifest.json").read_text())
-    assert manifest["source"]["size"] == [5, 32, 32] if "source" in manifest else True
+    assert manifest["info"]["size"] == [5, 32, 32]
     # Two frames of latents of 2 x 2 tokens, at a pair of timesteps, of four clips.
     assert sum(shard["rows"] for shard in manifest["shards"]) == 4 * 2 * (2 * 2 * 2)
 
@@ -70,6 +70,18 @@ def test_an_edit_writes_clips_that_move(folder, trained, cli):
         assert (clip.n_frames, clip.size) == (5, (32, 32))
     with Image.open(out / "strip.png") as strip:
         assert strip.width > 5 * 32
+
+
+def test_effects_are_estimated_over_all_frames(folder, trained, cli):
+    """At the size asked for, and with the command of the edit that they suggest."""
+    out = folder / "effect"
+    found = cli(
+        "effect", "--pipeline", folder / "wan", "--sae", trained, "--prompt", "a red cube", "--change", "red=blue",
+        "--size", SIZE, "--n-steps", 2, "--top", 2, "--points", 1, "--out", out,
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert (out / "effects.png").exists()
+    assert f"--size {SIZE}" in found.out
 
 
 @pytest.mark.parametrize("name", ["mask.png", "mask.gif"])

@@ -27,7 +27,7 @@ class Drawing(Command):
     seed: Seed = 0
     """random seed"""
     size: MaybeSize = None
-    """image size in pixels, 1024 or 768x1024 (default: the pipeline's own)"""
+    """image size in pixels, 1024 or 768x1024; of clips 9x768x1024 (default: the pipeline's own)"""
     n_steps: MaybeCount = None
     """sampling steps (default 20, 8 with --fast)"""
     guidance: Number = 4.5

@@ -57,7 +57,7 @@ class Data:
     images: MaybeCount = None
     """number of images to use (default: all, or 512 rendered scenes)"""
     size: MaybeSize = None
-    """image size in pixels, 1024 or 768x1024 (default: the pipeline's own)"""
+    """image size in pixels, 1024 or 768x1024; of clips 9x768x1024 (default: the pipeline's own)"""
     skip_unreadable: Flag = False
     """skip unreadable images with a warning"""
     split: Text = "train"

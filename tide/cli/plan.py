@@ -50,7 +50,7 @@ class Plan(Command):
     images: Count
     """number of images to collect from"""
     size: MaybeSize = None
-    """image size in pixels, 1024 or 768x1024 (default: the pipeline's own)"""
+    """image size in pixels, 1024 or 768x1024; of clips 9x768x1024 (default: the pipeline's own)"""
     block: Blocks = ("penultimate",)
     """numbers of the blocks to train on, 'penultimate' or 'all'"""
     gpus: Count = 1
