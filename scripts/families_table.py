@@ -59,17 +59,24 @@ def _hooked() -> str:
             spec.transformer + (f" (diffusers {spec.needs})" if spec.needs else ""),
             spec.draws,
             ", then ".join(f"`{each.path}`" for each in spec.blocks),
-            ", then ".join(dict.fromkeys(_PLACES.get(each.output, each.output) for each in spec.blocks)),
+            ", then ".join(dict.fromkeys(_place(spec, each) for each in spec.blocks)),
         )
         for spec in specs()
     ]
     return table(("family", "models", "transformer of diffusers", "draws", "blocks", "a block's output"), rows)
 
 
+def _place(spec: Spec, kind: Blocks) -> str:
+    """Where the tokens of what is drawn are in a block's output."""
+    drawn = {"images": "image", "videos": "video", "audio": "sound"}[spec.draws]
+    return _PLACES.get(kind.output, kind.output).replace("image", drawn)
+
+
 def _modulated() -> str:
     header = ("family", "modulation", "conditioning besides the timestep", "the transformer receives", "guided calls")
     rows = [
-        (f"`{spec.family}`", modulation(spec), _conditioning(spec), _received(spec), _guided(spec)) for spec in specs()
+        (f"`{spec.family}`", modulation(spec), spec.conditioning or "none", _received(spec), _guided(spec))
+        for spec in specs()
     ]
     return table(header, rows)
 
@@ -96,12 +103,6 @@ def _scale_and_shift(kind: Blocks) -> set[str]:
     for shift, scale in kind.chunks.values():
         found |= {name for name, place in (("scale", scale), ("shift", shift)) if place is not None}
     return found
-
-
-def _conditioning(spec: Spec) -> str:
-    if spec.conditioning:
-        return spec.conditioning
-    return "none"
 
 
 def _received(spec: Spec) -> str:
