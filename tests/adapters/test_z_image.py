@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+import pytest
 import torch
 
 from tests.helpers.families import FAMILIES, adapter, draw, pipeline
-from tide.adapters import tap
+from tide.adapters import adapter_for, tap
+from tide.errors import TideError
 
 FAMILY = FAMILIES["z_image"]
 
@@ -48,3 +51,13 @@ def test_prompts_and_negative_prompts_keep_their_words():
     draw("z_image", guided=True, negative_prompt=negative)
     adapter("z_image").encode_prompts(prompts, 20)
     assert (tuple(prompts), negative) == (FAMILY.prompts, ["a tree", "a tree"])
+
+
+def test_an_older_diffusers_is_refused(monkeypatch):
+    """0.38 drew by other noise levels."""
+    monkeypatch.setattr(diffusers, "__version__", "0.38.0")
+    with pytest.raises(
+        TideError,
+        match=r"^Z-Image, Z-Image-Turbo needs diffusers 0\.39, and 0\.38\.0 is installed; pip install -U diffusers$",
+    ):
+        adapter_for(pipeline("z_image"))

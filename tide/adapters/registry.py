@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
+from torch.torch_version import TorchVersion
+
 from tide.adapters import pipelines
 from tide.adapters.base import Adapter
 from tide.adapters.declared import DeclaredAdapter
@@ -136,7 +138,8 @@ def adapter_for(pipe: Any, component: str = "transformer") -> Adapter:
 
     Raises:
         TideError: if none is registered for the transformer, or if the pipeline's class calls it in a way that the
-            adapter does not know; :func:`~tide.adapters.allow_pipeline` admits a class of your own.
+            adapter does not know (:func:`~tide.adapters.allow_pipeline` admits a class of your own); or if the family
+            needs a newer diffusers.
     """
     transformer = unwrapped(getattr(pipe, component, None))
     if transformer is None and component != "transformer":
@@ -144,6 +147,7 @@ def adapter_for(pipe: Any, component: str = "transformer") -> Adapter:
     adapter = _of_pipeline(adapter_class(type(transformer)), type(pipe))
     if adapter is None:
         raise TideError(why_not(type(pipe).__name__, _parts(pipe), specs(), transformer))
+    _check_version(adapter)
     if adapter in _OF_KNOWN_PIPELINES:
         check_pipeline(pipe, type(transformer))
     if component == "transformer":
@@ -153,6 +157,19 @@ def adapter_for(pipe: Any, component: str = "transformer") -> Adapter:
             f"{adapter.__name__} takes no component; let its __init__ take (pipe, component) and pass both on"
         )
     return adapter(pipe, component)
+
+
+def _check_version(adapter: type[Adapter]) -> None:
+    spec = adapter.spec if issubclass(adapter, DeclaredAdapter) else None
+    if spec is None or spec.needs is None:
+        return
+    import diffusers
+
+    if TorchVersion(diffusers.__version__) < spec.needs:
+        raise TideError(
+            f"{spec.models} needs diffusers {spec.needs}, and {diffusers.__version__} is installed; "
+            "pip install -U diffusers"
+        )
 
 
 def _of_pipeline(adapter: type[Adapter] | None, pipeline: type) -> type[Adapter] | None:

@@ -160,7 +160,8 @@ class Spec:
         guidance: where the rows of the negative prompt are.
         negative: with two calls, the place of the negative embeddings in what ``encode_prompt`` returns; None if it is
             called for them on its own.
-        needs: the version of diffusers that brought the class, where that is newer than the oldest that TIDE takes.
+        needs: the version of diffusers whose class and pipeline this says, where that is newer than the oldest that
+            TIDE takes.
         models: the published models, as people call them.
         draws: what its pipelines draw.
         width: path of the width of the image tokens in the transformer; None: heads times their width.

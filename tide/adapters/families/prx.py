@@ -26,6 +26,7 @@ class PRXAdapter(DeclaredAdapter):
         family="prx",
         transformer="PRXTransformer2DModel",
         models="PRX",
+        needs="0.39",
         pipelines={"PRXPipeline": ()},
         refused={
             "PRXPixelPipeline": ("it denoises pixels, from noise of another scale, and its model predicts images", None)

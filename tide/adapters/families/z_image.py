@@ -26,6 +26,7 @@ class ZImageAdapter(DeclaredAdapter):
         family="z_image",
         transformer="ZImageTransformer2DModel",
         models="Z-Image, Z-Image-Turbo",
+        needs="0.39",
         pipelines={
             "ZImagePipeline": (),
             "ZImageImg2ImgPipeline": ("image",),
