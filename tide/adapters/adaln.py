@@ -86,8 +86,7 @@ def given_modulation(d_model: int, n_rows: int, *, scale: int | None, shift: int
     chosen = [i for i in (scale, shift) if i is not None]
     weight = torch.zeros(len(chosen) * d_model, n_rows * d_model)
     for row, place in enumerate(chosen):
-        weight[row * d_model :, place * d_model :].fill_diagonal_(1)
-        weight[(row + 1) * d_model :] = 0
+        weight[row * d_model : (row + 1) * d_model, place * d_model : (place + 1) * d_model] = torch.eye(d_model)
     return Modulation.copied(
         ModulationConfig(
             d_model=d_model,

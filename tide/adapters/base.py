@@ -101,8 +101,6 @@ class Adapter(ABC):
     steps_both_branches: ClassVar[bool] = False
     #: The attribute of what the pipeline returns that holds the latents.
     result: ClassVar[str] = "images"
-    #: The pipeline's argument for the number of frames of a video.
-    frames_argument: ClassVar[str] = "num_frames"
     #: The pipeline has further transformers, so that a run may not call this one.
     runs_in_turn: bool = False
     #: What :meth:`generate` passes to the pipeline unless told otherwise.

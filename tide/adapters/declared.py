@@ -33,6 +33,23 @@ from tide.adapters.spec import Blocks, Embedding, Sinusoid, Spec
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
+#: The fields of a spec that are attributes of every adapter, by the same names.
+_OF_ADAPTERS = (
+    "family",
+    "flow_matching",
+    "inverted",
+    "latents_argument",
+    "timestep_argument",
+    "timestep_unit",
+    "draws",
+    "shifts_latents",
+    "scales_channels",
+    "vae_has_frames",
+    "steps_both_branches",
+    "result",
+    "call_defaults",
+)
+
 
 def at(root: Any, path: str) -> Any:
     """The attribute at a dotted path; itself at an empty one."""
@@ -52,12 +69,8 @@ class DeclaredAdapter(Adapter):
         super().__init_subclass__(**kwargs)
         spec = vars(cls).get("spec")
         if spec is not None:
-            cls.family, cls.flow_matching, cls.timestep_unit = spec.family, spec.flow_matching, spec.timestep_unit
-            cls.shifts_latents, cls.steps_both_branches = spec.shifts_latents, spec.steps_both_branches
-            cls.latents_argument, cls.timestep_argument = spec.latents_argument, spec.timestep_argument
-            cls.inverted = spec.inverted
-            cls.call_defaults, cls.result, cls.draws = spec.call_defaults, spec.result, spec.draws
-            cls.scales_channels, cls.vae_has_frames = spec.scales_channels, spec.vae_has_frames
+            for name in _OF_ADAPTERS:
+                setattr(cls, name, getattr(spec, name))
 
     # -- blocks
 

@@ -170,6 +170,8 @@ def watch_guidance(pipe: Any, transformer: Any = None) -> Iterator[Guidance]:
     with ExitStack() as stack:
         if hasattr(pipe, "check_inputs"):
             stack.enter_context(listened(pipe, "check_inputs", before=guidance.new_run))
+        if hasattr(transformer, "cache_context"):
+            stack.enter_context(listened(transformer, "cache_context", before=guidance.entered))
         if hasattr(pipe, "encode_prompt"):
             signature = inspect.signature(pipe.encode_prompt)
 
@@ -177,10 +179,6 @@ def watch_guidance(pipe: Any, transformer: Any = None) -> Iterator[Guidance]:
                 guidance.encoding(signature.bind(*args, **kwargs))
 
             stack.enter_context(listened(pipe, "encode_prompt", before=encoding, after=guidance.encoded))
-        if hasattr(transformer, "cache_context"):
-            stack.enter_context(listened(transformer, "cache_context", before=guidance.entered))
-        if not hasattr(pipe, "encode_prompt") and hasattr(
-            pipe, "progress_bar"
-        ):  # which the loops of diffusers' pipelines call, DiT's too
+        elif hasattr(pipe, "progress_bar"):  # which the loops of diffusers' pipelines call, DiT's too
             stack.enter_context(listened(pipe, "progress_bar", before=guidance.drawing))
         yield guidance

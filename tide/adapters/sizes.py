@@ -99,4 +99,4 @@ def sampling_arguments(adapter: Adapter, size: Size) -> dict[str, Any]:
     length = caption_length(adapter)
     arguments = {} if length is None else {"max_sequence_length": length}
     arguments |= {"height": size[-2], "width": size[-1]}
-    return arguments if len(size) == 2 else {**arguments, adapter.frames_argument: size[0]}
+    return arguments if len(size) == 2 else {**arguments, "num_frames": size[0]}
